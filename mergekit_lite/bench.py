@@ -1,0 +1,150 @@
+"""Short measurements of one suite's own work on this machine, on noise, with the other cores as busy as in a run."""
+
+import contextlib
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergekit_lite.methods import registry
+from mergekit_lite.study import Cell
+from mergekit_lite.suites import miniature
+from mergekit_lite.suites.miniature.drawing import draw
+from mergekit_lite.suites.miniature.tasks import TASKS
+from mergekit_lite.suites.suite import Suite
+
+LONG_ENOUGH = 0.5  # seconds: anything shorter would measure chance
+
+
+NEIGHBOUR = """
+import os, torch
+torch.set_num_threads(1)
+layer = torch.nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
+images, parent = torch.randn(64, 17, 128), os.getppid()
+print("ready", flush=True)
+while os.getppid() == parent:
+    layer(images).sum().backward()
+"""
+
+
+@contextlib.contextmanager
+def busy_neighbours(count: int) -> Iterator[None]:
+    """Keep other cores busy as a run will: cores share memory, often arithmetic units too, so each gets slower."""
+    with contextlib.ExitStack() as stack:
+        started = []
+        for _ in range(min(count, 7)):  # more would not change much and would take memory
+            process = subprocess.Popen([sys.executable, "-c", NEIGHBOUR], stdout=subprocess.PIPE)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            started.append(process)
+        for process in started:
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield
+
+
+def import_seconds() -> float:
+    """Return how long a fresh process takes to import the library; in this one all is imported already."""
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import mergekit_lite.figures, mergekit_lite.suites"], check=True)
+    return time.perf_counter() - begun
+
+
+def image_shape(suite: Suite) -> tuple[int, ...]:
+    """Return the shape (3, H, W) of the suite's images."""
+    if isinstance(suite, miniature.Miniature):  # without drawing a whole split
+        return tuple(draw(next(iter(TASKS.values())), "test", 1)[0].shape[1:])
+    return suite.split(next(iter(suite.tasks)), "test").images.shape[1:]
+
+
+def noise_images(suite: Suite, count: int) -> Tensor:
+    """Return images (count, 3, H, W) uint8 of noise."""
+    return torch.randint(0, 256, (count, *image_shape(suite)), dtype=torch.uint8)
+
+
+def seconds_each(work: Callable[[int], object], long_enough: float = LONG_ENOUGH) -> float:
+    """Return the seconds that one piece takes, where ``work(n)`` does n pieces; one is done before, to warm up."""
+    count, took = 1, 0.0
+    work(1)
+    while True:
+        begun = time.perf_counter()
+        work(count)
+        took = time.perf_counter() - begun
+        if took >= long_enough:
+            return took / count
+        count = min(10 * count, math.ceil(1.2 * count * long_enough / max(took, 1e-9)))
+
+
+class Bench:
+    """Times the cells of one suite, each kind of work once."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.suite = suite
+        self._noise = noise_images(suite, 100).to(suite.device)
+        self._known: dict[str, float] = {}
+
+    def cell(self, cell: Cell) -> float:
+        """Return the predicted seconds of one cell: merging, and measuring as often as its curve asks for."""
+        parameters = registry.resolve(cell.method, cell.parameters)
+        steps = parameters.get("steps", 0)
+        points = 1 + (math.ceil(steps / cell.curve_every) if cell.curve_every else 0)
+        images = sum(self.suite.sizes[task][1] for task in cell.evaluate)
+        return self._merging(cell, parameters) + points * images * self._measuring()
+
+    def _measuring(self) -> float:
+        """Return the seconds that the encoder takes for one image."""
+
+        def encode(count: int) -> None:
+            with torch.inference_mode():
+                for _ in range(count):
+                    self.suite.encode(self.suite.base, self._noise).sum().item()  # waits for a GPU
+
+        if "encode" not in self._known:
+            self._known["encode"] = seconds_each(encode) / len(self._noise)
+        return self._known["encode"]
+
+    def _merging(self, cell: Cell, parameters: dict[str, Any]) -> float:
+        info = registry.get(cell.method)
+        adaptive = "steps" in parameters and "data" in info.resources
+        experts = dict.fromkeys(cell.pool, self.suite.base)  # what the numbers are does not change the time
+        resources = {"data": NoiseData(self.suite, cell.pool, self._noise)} if "data" in info.resources else {}
+
+        def merge(count: int) -> None:
+            given = {**parameters, "steps": count} if adaptive else parameters
+            info.function(self.suite.base, experts, **resources, **given)
+
+        name = repr((cell.method, sorted((parameters | {"steps": None}).items()), len(cell.pool)))
+        if name not in self._known:
+            # A merge without steps is done just once after the warm-up, however short it was.
+            self._known[name] = seconds_each(merge, LONG_ENOUGH if adaptive else 0.0)
+        return self._known[name] * (parameters["steps"] if adaptive else 1)
+
+
+@dataclass(frozen=True)
+class NoiseData:
+    """Unlabelled images as `registry.UnlabelledData` has them, all of them noise."""
+
+    suite: Suite
+    tasks: tuple[str, ...]
+    noise: Tensor
+
+    @property
+    def heads(self) -> Mapping[str, Tensor]:
+        """The real heads: their sizes count."""
+        return {task: self.suite.heads[task] for task in self.tasks}
+
+    def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Encode as the suite does."""
+        return self.suite.encode(weights, images)
+
+    def batches(self, *, images_per_task: int, steps: int, seed: int) -> Iterator[Mapping[str, Tensor]]:
+        """Yield the same images again and again."""
+        images = self.noise[torch.arange(images_per_task) % len(self.noise)]
+        for _ in range(steps):
+            yield dict.fromkeys(self.tasks, images)

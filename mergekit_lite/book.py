@@ -1,0 +1,128 @@
+"""Builds the book from its pages and the promoted notebooks: strictly, offline, and only what changed."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mergekit_lite.errors import KitError
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+EXECUTED = "book/executed/"
+_JUPYTER_BOOK = "from jupyter_book.cli.main import main; main(prog_name='jupyter-book')"
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def build_book(root: Path) -> Path:
+    """Build the book of the checkout at `root` and return the path of its first page.
+
+    Every warning is an error, and all are collected before the build fails. Pages that did not change are not built
+    again.
+
+    Raises:
+        KitError: there is no book at `root`, an executed notebook is missing, Jupyter Book is not installed, or the
+            build found mistakes (they are listed).
+    """
+    _check_sources(root)
+    output = root / "book" / "_build"
+    log = output / "build.log"
+    output.mkdir(parents=True, exist_ok=True)
+    options = [".", "--path-output", "book", "-n", "-W", "--keep-going"]
+    done = subprocess.run(
+        [sys.executable, "-c", _JUPYTER_BOOK, "build", *options],
+        cwd=root,
+        env={**os.environ, "NO_COLOR": "1", "PYTHONUTF8": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    text = _ANSI.sub("", done.stdout)
+    log.write_text(text, encoding="utf-8")
+    index = output / "html" / "index.html"
+    if done.returncode != 0 or not index.is_file():
+        # Pages already read would be silent next time: with them gone, every mistake is found again until it is mended.
+        shutil.rmtree(output / ".doctrees", ignore_errors=True)
+        raise KitError(_explain(text, log, root))
+    return index
+
+
+def toc_pages(root: Path) -> tuple[str, ...]:
+    """Return the pages that `_toc.yml` names, in reading order, without suffix."""
+    found: list[str] = []
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            found.extend(node[key] for key in ("root", "file") if key in node)
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8")))
+    return tuple(found)
+
+
+def _check_sources(root: Path) -> None:
+    missing = [name for name in ("_config.yml", "_toc.yml") if not (root / name).is_file()]
+    if missing:
+        raise KitError(
+            f"There is no book in {root}: {' and '.join(missing)} not found. "
+            "Run the command in a clone of mergekit-lite."
+        )
+    absent = [
+        f"{page}.ipynb"
+        for page in toc_pages(root)
+        if page.startswith(EXECUTED) and not (root / f"{page}.ipynb").is_file()
+    ]
+    if absent:
+        raise KitError(
+            f"The book shows executed notebooks, and these are not there: {', '.join(absent)}. "
+            "Run `mergekit-lite run miniature` and `mergekit-lite promote miniature` first, "
+            "or `make book` for all of it."
+        )
+
+
+def _explain(text: str, log: Path, root: Path) -> str:
+    """Return the message for a failed build: each mistake once, with paths as seen from `root`."""
+    if "No module named 'jupyter_book'" in text:
+        return (
+            "Jupyter Book is not installed beside this Python. "
+            'Install it with `pip install -e ".[book]"` in the checkout, or use `make book`.'
+        )
+    marks = ("WARNING:", "ERROR:", "CRITICAL:", "Error:", "Exception:")
+    lines = [line.strip().replace(f"{root.resolve()}{os.sep}", "") for line in text.splitlines()]
+    mistakes = list(dict.fromkeys(line for line in lines if any(mark in line for mark in marks)))
+    listed = "\n".join(f"  {line}" for line in mistakes[:20]) or "  (no warning was printed)"
+    more = f"\n  ... and {len(mistakes) - 20} more" if len(mistakes) > 20 else ""
+    return f"The book was not built. Mend these and build again; everything the build said is in {log}:\n{listed}{more}"
+
+
+def setup(app: "Sphinx") -> dict[str, bool]:
+    """Make this module a Sphinx extension; `_config.yml` lists it."""
+    app.connect("env-get-outdated", _outdated_quotations)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _outdated_quotations(
+    app: "Sphinx", env: "BuildEnvironment", added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """Return the pages that may quote an executed notebook which changed.
+
+    MyST-NB notes no dependency of a page on the notebook that its glue comes from; such a page would keep old numbers.
+    """
+    if not any(name.startswith(EXECUTED) for name in added | changed):
+        return []
+    return sorted(name for name in env.found_docs - removed if not name.startswith(EXECUTED))

@@ -1,0 +1,147 @@
+"""The command `mergekit-lite`. Each command imports what it needs when it is called, so that help comes at once."""
+
+import functools
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+
+from mergekit_lite.errors import KitError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+app = typer.Typer(
+    name="mergekit-lite",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def worded(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Print what the user can mend as one error message, without a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except KitError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            typer.echo("Interrupted. What was finished is kept: run the same command again to go on.", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mergekit-lite {version('mergekit-lite')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """A reproducible research kit for model merging: run the experiments, build the book.
+
+    Example: `mergekit-lite run miniature`, then `mergekit-lite promote miniature`, then `mergekit-lite book`.
+    """
+
+
+@app.command()
+@worded
+def run(
+    profile: Annotated[str, typer.Argument(metavar="PROFILE", help="A file of `profiles/`, without `.yaml`.")],
+    only: Annotated[str | None, typer.Option(metavar="NOTEBOOK", help="Run this notebook alone.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run notebooks again that are still valid.")] = False,
+) -> None:
+    """Run a profile's notebooks and write them, with their results, to `build/PROFILE/`.
+
+    All parameters are checked before anything runs. What is still valid is not run again.
+
+    Example: `mergekit-lite run miniature --only eight_tasks`
+    """
+    from mergekit_lite import profiles, runner
+
+    root = profiles.find_root()
+    for path in runner.run_profile(profiles.load(profile, root), root, only, force):
+        typer.echo(path.relative_to(root))
+
+
+@app.command()
+@worded
+def promote(
+    profile: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile whose notebooks were run.")],
+) -> None:
+    """Check a profile's executed notebooks and copy them into the book.
+
+    A notebook gets in only if it ran to its end without an error, is up to date with its template, holds no path of
+    this machine, and describes every figure in words.
+
+    Example: `mergekit-lite promote miniature`
+    """
+    from mergekit_lite import profiles, promotion
+
+    root = profiles.find_root()
+    for name in profiles.load(profile, root).notebooks:
+        executed, template = root / "build" / profile / f"{name}.ipynb", root / "notebooks" / f"{name}.ipynb"
+        typer.echo(promotion.promote(executed, template, root / "book" / "executed").relative_to(root))
+
+
+@app.command()
+@worded
+def book() -> None:
+    """Build the book from its pages and the promoted notebooks; warnings are errors.
+
+    Example: `mergekit-lite book`
+    """
+    from mergekit_lite import profiles
+    from mergekit_lite.book import build_book
+
+    root = profiles.find_root()
+    typer.echo(build_book(root).relative_to(root))
+
+
+@app.command()
+@worded
+def pretrain(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="The suite whose base weights to make: miniature.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write them; by default where the suite looks.")
+    ] = None,
+) -> None:
+    """Make a suite's base weights again, by the recorded recipe. Takes about an hour on a CPU.
+
+    Example: `mergekit-lite pretrain miniature --output base.safetensors`
+    """
+    if suite != "miniature":
+        raise KitError(f"The base weights of '{suite}' are not made here. Suites that can be pre-trained: miniature.")
+    from mergekit_lite.suites.miniature import pretraining
+
+    typer.echo(pretraining.pretrain(output))
+
+
+@app.command()
+@worded
+def doctor(
+    profile: Annotated[
+        str | None, typer.Argument(metavar="[PROFILE]", help="Predict what running this profile takes here.")
+    ] = None,
+) -> None:
+    """Show what this machine has and what is cached; with a profile, what it will take in time, memory and disk.
+
+    Example: `mergekit-lite doctor miniature`
+    """
+    from mergekit_lite import doctor as examination
+
+    examination.show(profile)

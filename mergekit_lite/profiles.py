@@ -1,0 +1,77 @@
+"""Profiles: which notebooks to run, on which suite and with which parameters."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mergekit_lite.errors import KitError
+
+
+class Profile(BaseModel):
+    """One file of `profiles/`; its name is the file's name.
+
+    Attributes:
+        name: what the command line calls it.
+        suite: handed to every notebook that has a parameter `suite`.
+        description: what this profile is for and what it leaves out.
+        notebooks: name of a notebook -> values of its parameters; parameters left out keep the notebook's own values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    suite: str
+    description: str = ""
+    notebooks: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+def find_root(start: Path | None = None) -> Path:
+    """Return the folder at or above `start` (default: the current one) that holds `profiles/` and `notebooks/`.
+
+    Raises:
+        KitError: there is none.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "profiles").is_dir() and (folder / "notebooks").is_dir():
+            return folder
+    raise KitError(
+        f"Neither {start} nor a folder above it holds `profiles/` and `notebooks/`. "
+        "Change into a clone of the project and try again."
+    )
+
+
+def load(name: str, root: Path) -> Profile:
+    """Return the profile `name` of the project at `root`.
+
+    Raises:
+        KitError: there is no such profile (those there are get listed), or its file is not a valid one.
+    """
+    path = root / "profiles" / f"{name}.yaml"
+    names = sorted(one.stem for one in path.parent.glob("*.yaml"))
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise KitError(f"There is no profile '{name}'.{hint} Profiles: {', '.join(names) or 'none'}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise KitError(f"profiles/{path.name} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise KitError(f"profiles/{path.name} must hold `suite:` and `notebooks:`; it holds {type(content).__name__}.")
+    # `eight_tasks:` with nothing behind it means: all parameters as the notebook has them.
+    if isinstance(content.get("notebooks"), dict):
+        content["notebooks"] = {key: {} if value is None else value for key, value in content["notebooks"].items()}
+    if content.get("name", name) != name:
+        raise KitError(f"profiles/{path.name} calls itself '{content['name']}'. Rename the file, or leave `name:` out.")
+    try:
+        return Profile.model_validate({**content, "name": name})
+    except ValidationError as error:
+        problems = [f"  {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_url=False)]
+        known = ", ".join(Profile.model_fields)
+        raise KitError(
+            f"profiles/{path.name} is not a valid profile (it may hold {known}):\n" + "\n".join(problems)
+        ) from error

@@ -1,0 +1,108 @@
+"""Published accuracies, read from the package's ``reference/reported.csv`` (the README there explains its columns)."""
+
+from functools import cache
+from importlib.resources import files
+
+import pandas as pd
+
+from mergekit_lite.errors import KitError
+
+SPELLING = {
+    "pretrained": "Pre-trained",
+    "individual": "Fine-tuned",
+    "simple_average": "Weight Averaging",
+    "task_arithmetic": "Task Arithmetic",
+    "ties_merging": "Ties-Merging",
+    "task_wise_adamerging": "Task-wise AdaMerging",
+    "layer_wise_adamerging": "Layer-wise AdaMerging",
+}
+"""Our method names and how the file spells the same method."""
+
+MAIN_TABLE = {
+    ("AdaMerging", "ViT-B-32", "eight"): "Table 1",
+    ("AdaMerging", "ViT-B-16", "eight"): "appendix ViT-B/16",
+    ("AdaMerging", "ViT-L-14", "eight"): "Table 2",
+}
+"""Which table is meant when a paper has several for one model and setting and none is asked for."""
+
+DOUBTFUL = {"note": "; from a third-party note", "figure": "; read off a figure"}
+"""What a label adds for numbers that were not read where the authors, or a checked re-print, printed them."""
+
+
+@cache
+def _reported() -> pd.DataFrame:
+    with files("mergekit_lite").joinpath("reference/reported.csv").open(encoding="utf-8") as stream:
+        return pd.read_csv(stream)
+
+
+def spelling(method: str) -> str:
+    """Return how `reported.csv` spells our method `method`.
+
+    Raises:
+        KitError: no published row is known for a method of that name.
+    """
+    try:
+        return SPELLING[method]
+    except KeyError:
+        raise KitError(
+            f"No published name is known for the method {method!r}. Known: {', '.join(SPELLING)}. "
+            "To compare another method, add its spelling to mergekit_lite.published.SPELLING."
+        ) from None
+
+
+def published(
+    model: str = "ViT-B-32", setting: str = "eight", paper: str = "AdaMerging", table: str | None = None
+) -> pd.DataFrame:
+    """Return the rows of one published table, and so of one family of checkpoints.
+
+    Args:
+        model: ``ViT-B-32``, ``ViT-B-16`` or ``ViT-L-14``.
+        setting: what was merged and evaluated, for instance ``eight`` or ``twenty``.
+        paper: short name of the work, as in the file.
+        table: table of that paper; None takes its main table, or its only one.
+
+    Returns:
+        A frame with the columns of the file (accuracy in percent) and ``name``: our name of the method, or missing.
+
+    Raises:
+        KitError: the file has no such rows, or they belong to several tables; the message lists what there is.
+    """
+    reported = _reported()
+    rows = reported[(reported["paper"] == paper) & (reported["model"] == model) & (reported["setting"] == setting)]
+    if rows.empty:
+        known = reported.loc[reported["paper"] == paper, ["model", "setting"]].drop_duplicates()
+        there = "; ".join(f"{m} {s}" for m, s in known.itertuples(index=False))
+        hint = f"{paper} has: {there}." if there else f"Papers there are: {', '.join(sorted(set(reported['paper'])))}."
+        raise KitError(f"Nothing published for paper {paper!r}, model {model!r}, setting {setting!r}. {hint}")
+    tables = list(dict.fromkeys(rows["table"]))
+    wanted = table or MAIN_TABLE.get((paper, model, setting)) or (tables[0] if len(tables) == 1 else None)
+    if wanted not in tables:
+        raise KitError(f"{paper} has no table {wanted!r} for {model}, {setting}. Name one of: {'; '.join(tables)}.")
+    rows = rows[rows["table"] == wanted].reset_index(drop=True)
+    ours = {theirs: name for name, theirs in SPELLING.items()}
+    rows.insert(0, "name", [ours.get(method) for method in rows["method"]])
+    label(rows)  # refuses rows of two families
+    return rows
+
+
+def label(rows: pd.DataFrame) -> str:
+    """Return where published rows come from, for a column head or a legend: ``AdaMerging Table 1, ViT-B/32 (OC-8)``.
+
+    Raises:
+        KitError: the rows mix tables, models or families, which must never stand under one head.
+    """
+    origins = rows[["paper", "table", "model", "family"]].drop_duplicates()
+    if len(origins) != 1:
+        found = "; ".join(" ".join(origin) for origin in origins.itertuples(index=False))
+        raise KitError(f"Published numbers of one table and one checkpoint family are needed, but these are: {found}.")
+    paper, table, model, family = (str(value) for value in origins.iloc[0])
+    name = "/".join(model.rsplit("-", 1))
+    where = table if name in table else f"{table}, {name}"
+    doubt = DOUBTFUL.get(rows["trust"].iloc[0], "") if rows["trust"].nunique() == 1 else ""
+    return f"{paper} {where} ({family}{doubt})"
+
+
+def average(rows: pd.DataFrame, method: str) -> float | None:
+    """Return the published average accuracy of our method `method` in percent; None when these rows do not hold it."""
+    found = rows.loc[(rows["name"] == method) & (rows["task"] == "average"), "accuracy"]
+    return None if found.empty else float(found.iloc[0])

@@ -1,0 +1,182 @@
+"""What a study computes and keeps: the cell (a question), the record (its answer) and what the record came from."""
+
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mergekit_lite.cache import written_whole
+
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class Cell(BaseModel):
+    """One question: merge the experts of `pool` by `method`, then measure the accuracy on `evaluate`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    parameters: dict[str, Any] = {}
+    pool: tuple[str, ...]
+    evaluate: tuple[str, ...]
+    seed: int = 0
+    curve_every: int = Field(default=0, ge=0, description="evaluate every so many steps into record.curve; 0: no curve")
+
+    @property
+    def label(self) -> str:
+        """The method as one would call it, with the parameters that were given: ``ties_merging(scaling=0.5)``."""
+        given = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
+        return f"{self.method}({given})" if given else self.method
+
+
+class CurvePoint(BaseModel):
+    """Accuracy in percent after `step` steps of adaptation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    accuracy: dict[str, Percent]
+
+    @property
+    def average(self) -> float:
+        """The mean over the tasks, in percent."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
+
+
+class Provenance(BaseModel):
+    """What a record was computed with: enough to tell why two records differ."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    python: str
+    torch: str
+    open_clip: str
+    mergekit_lite: str
+    device: str
+    dtype: str
+    commit: str | None = Field(description="commit of the library's source, with + if files differ from it")
+    suite: dict[str, Any] = Field(description="hashes of the base weights, the experts and the data")
+    code: str = Field(description="hash of the source of the method and of the evaluation")
+    started: datetime
+
+
+class Record(BaseModel):
+    """The answer to one cell, kept as one JSON file whose name is `key`.
+
+    `accuracy` is in percent per task. `seconds` holds ``merge`` (merging and adapting) and ``evaluate`` (all measuring,
+    the curve's included). `peak_memory_mib` is the most memory held at once while the cell was computed: that of the
+    GPU's tensors on a GPU, else that of the whole process.
+    """
+
+    # NaN in a trace stays NaN: JSON's null would come back as None and break the arithmetic of whoever plots it.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    key: str
+    suite: str
+    cell: Cell
+    title: str
+    access: str
+    cite: str
+    accuracy: dict[str, Percent]
+    seconds: dict[str, float]
+    peak_memory_mib: float
+    trace: dict[str, Any] = {}
+    curve: list[CurvePoint] = []
+    provenance: Provenance
+
+    @property
+    def average(self) -> float:
+        """The mean over the evaluated tasks, in percent."""
+        return sum(self.accuracy.values()) / len(self.accuracy)
+
+
+def read_record(path: Path, key: str) -> Record | str | None:
+    """Return the record that `path` holds, None if there is no file, or a few words on why it is no record of `key`."""
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    if record.key != key:
+        return f"it says it is {record.key}"
+    return record
+
+
+def write_record(record: Record, path: Path) -> Record:
+    """Write `record` whole or not at all; return it as it reads back, so that first and later runs see the same."""
+    text = record.model_dump_json(indent=1)
+    with written_whole(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return Record.model_validate_json(text)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that `Provenance` keeps."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "open_clip": version("open_clip_torch"),
+        "mergekit_lite": version("mergekit-lite"),
+    }
+
+
+def source_commit() -> str | None:
+    """Return the commit that the library's source is at (``+`` appended if it was changed since); None if unknown."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A virtual environment may lie inside somebody's own repository: only a tracked file makes its commit ours.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+" if commit and git("status", "--porcelain", "--", ".") else commit
+
+
+def device_name(device: torch.device) -> str:
+    """Return the device as a reader would name it, such as ``cpu`` or ``NVIDIA H100 80GB HBM3``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def now() -> datetime:
+    """Return the time now, in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring the peak memory anew, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forget the peak so far
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak memory in MiB since the reset: the GPU's tensors on a GPU, else the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        # Not getrusage on Linux: there, a spawned process inherits the peak of the one that started it.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, IndexError):
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, others KiB

@@ -1,0 +1,232 @@
+"""Runs a profile's notebooks through papermill: all is checked first, and what is still valid is not run again."""
+
+import ast
+import os
+import sys
+import time
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from mergekit_lite.cache import content_hash, file_hash
+from mergekit_lite.errors import KitError
+from mergekit_lite.profiles import Profile
+
+# Modules that only drive a run: a change in them cannot change what a notebook shows.
+DRIVERS = {"bench.py", "book.py", "cli.py", "doctor.py", "forecast.py", "profiles.py", "promotion.py", "runner.py"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a notebook's `parameters` cell: ``steps: int = 500``."""
+
+    name: str
+    kind: Any
+    kind_name: str
+    default: Any
+
+
+def run_profile(profile: Profile, root: Path, only: str | None = None, force: bool = False) -> list[Path]:
+    """Execute the notebooks of `profile` into ``build/<profile>/`` and return the executed files.
+
+    Args:
+        profile: what to run.
+        root: the project's folder.
+        only: run this notebook alone.
+        force: run again even what is still valid: same template, parameters, library and torch.
+
+    Raises:
+        KitError: an unknown notebook or suite, an unknown or ill-typed parameter (nothing was run), or a failing cell.
+    """
+    if only is not None and only not in profile.notebooks:
+        raise KitError(f"Profile '{profile.name}' has no notebook '{only}'. Notebooks: {', '.join(profile.notebooks)}.")
+    checked = {name: check_parameters(profile, name, root) for name in profile.notebooks}
+    library = library_hash()
+    folder = root / "build" / profile.name
+    executed, stale = [], []
+    for name in [only] if only else profile.notebooks:
+        template, target = root / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"
+        executed.append(target)
+        if not force and stamp_of(target) == stamp(template, checked[name], library):
+            print(f"{name}: unchanged since it was run, nothing to do (--force runs it again).", flush=True)
+        else:
+            stale.append((name, template, target))
+    if stale:
+        _check_suites(profile, (checked[name].get("suite") for name, *_ in stale))
+    for name, template, target in stale:
+        begun = time.perf_counter()
+        given = ", ".join(f"{key}={value!r}" for key, value in checked[name].items())
+        print(f"{name}: running{f' with {given}' if given else ''}", flush=True)
+        stamped = {"profile": profile.name, "stamp": stamp(template, checked[name], library)}
+        _execute(template, target, checked[name], stamped)
+        print(f"{name}: done in {time.perf_counter() - begun:.0f} s", flush=True)
+    return executed
+
+
+def check_parameters(profile: Profile, notebook: str, root: Path) -> dict[str, Any]:
+    """Return the parameters that `profile` gives to `notebook`, its suite included.
+
+    Raises:
+        KitError: there is no such notebook, or a parameter is unknown or has another type than the notebook says.
+    """
+    where = f"profiles/{profile.name}.yaml, notebook '{notebook}'"
+    path = root / "notebooks" / f"{notebook}.ipynb"
+    if not path.exists():
+        there = ", ".join(sorted(one.stem for one in path.parent.glob("*.ipynb")))
+        raise KitError(f"{where}: there is no notebooks/{notebook}.ipynb. Notebooks: {there or 'none'}.")
+    known = notebook_parameters(path)
+    given = profile.notebooks[notebook]
+    if "suite" in known:
+        given = {"suite": profile.suite, **given}
+    listing = ", ".join(f"{one.name}: {one.kind_name} = {one.default!r}" for one in known.values()) or "none"
+    problems = []
+    for name, value in given.items():
+        if name not in known:
+            problems.append(f"It has no parameter '{name}'.")
+            continue
+        try:
+            TypeAdapter(known[name].kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            problems.append(
+                f"Parameter '{name}' must be {known[name].kind_name}, not {value!r} ({type(value).__name__})."
+            )
+            if isinstance(value, str) and known[name].kind in (int, float):
+                problems.append("Numbers stand without quotes, and YAML takes 1e-3 for text: write 1.0e-3.")
+    if problems:
+        raise KitError(f"{where}: {' '.join(problems)} Parameters: {listing}.")
+    return dict(given)
+
+
+def notebook_parameters(path: Path) -> dict[str, Parameter]:
+    """Return name -> parameter of the cell tagged ``parameters``, whose lines read ``name: type = value``.
+
+    Raises:
+        KitError: the file is no notebook, or a line of that cell is anything else.
+    """
+    for cell in read_notebook(path).cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            lines = ast.parse(cell.source).body
+            return {one.name: one for one in (_parameter(line, path.name) for line in lines)}
+    return {}
+
+
+def _parameter(line: ast.stmt, notebook: str) -> Parameter:
+    text = ast.unparse(line)
+    try:
+        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name) or line.value is None:
+            raise ValueError("not an assignment with a type")
+        # The types that YAML has; the names of the built-in and typing modules are enough to write them.
+        names = {**vars(typing), **{one.__name__: one for one in (bool, int, float, str, list, dict, object)}}
+        kind = eval(ast.unparse(line.annotation), {"__builtins__": {}}, names)
+        return Parameter(line.target.id, kind, ast.unparse(line.annotation), ast.literal_eval(line.value))
+    except (ValueError, NameError, TypeError) as error:
+        raise KitError(
+            f"{notebook}: the cell tagged `parameters` holds `{text}` ({error}). "
+            "Each of its lines must read `name: type = value`, such as `steps: int = 500`."
+        ) from error
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Return the notebook in `path`.
+
+    Raises:
+        KitError: the file is missing or is no notebook.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError as error:
+        raise KitError(f"There is no {path.parent.name}/{path.name}.") from error
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError) as error:
+        raise KitError(f"{path.parent.name}/{path.name} is not a notebook ({type(error).__name__}).") from error
+
+
+def library_hash() -> str:
+    """Return a hash of all files of this package that can change what a notebook shows, and of torch's version."""
+    package = Path(__file__).parent
+    files = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    hashes = {str(path.relative_to(package)): file_hash(path) for path in files if path.name not in DRIVERS}
+    return content_hash([hashes, version("torch"), version("open_clip_torch")])
+
+
+def stamp(template: Path, parameters: Mapping[str, Any], library: str) -> str:
+    """Return the hash of all that an executed notebook depends on; see `library_hash`."""
+    return content_hash([file_hash(template), dict(parameters), library])
+
+
+def stamp_of(executed: Path) -> str | None:
+    """Return the stamp that an executed notebook carries; None if there is none."""
+    try:
+        return read_notebook(executed).metadata.get("mergekit_lite", {}).get("stamp")
+    except KitError:
+        return None
+
+
+def _check_suites(profile: Profile, named: Iterable[str | None]) -> None:
+    from mergekit_lite.suites import SUITES  # brings torch, which nobody should wait for when nothing is to be run
+
+    for suite in dict.fromkeys([profile.suite, *named]):
+        if suite is not None and suite not in SUITES:
+            raise KitError(
+                f"profiles/{profile.name}.yaml: there is no suite '{suite}'. Suites: {', '.join(sorted(SUITES))}."
+            )
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts the kernel with the interpreter that runs this code, whatever a user's own kernel "python3" points to."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The command that starts the kernel."""
+        # Without its own log: after Ctrl-C it would print a traceback. Errors of cells come another way.
+        command = [sys.executable, "-m", "ipykernel_launcher", "--log-level=50", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+
+def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped: Mapping[str, str]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
+    failed = target.with_name(f"{target.stem}.failed.ipynb")
+    failed.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            _literal(template),
+            _literal(partial),
+            parameters=dict(parameters),
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=ThisPython,
+            progress_bar=False,
+            stdout_file=sys.stdout,  # what the notebook prints is the progress
+            cwd=str(template.parent),  # as in Jupyter
+        )
+        notebook = read_notebook(partial)
+        notebook.metadata["mergekit_lite"] = dict(stamped)
+        nbformat.write(notebook, partial)
+        os.replace(partial, target)
+    except (PapermillExecutionError, DeadKernelError) as error:
+        os.replace(partial, failed)
+        what = "its kernel died, most often because the memory ran out."
+        if isinstance(error, PapermillExecutionError):
+            what = f"cell [{error.exec_count}] raised {error.ename}: {error.evalue}"
+        raise KitError(
+            f"{template.name} failed: {what}\nThe notebook up to there: build/{failed.parent.name}/{failed.name}. "
+            "Finished records are kept: run the same command again to go on from there."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _literal(path: Path) -> str:
+    """Return `path` for papermill, which takes it for a format string."""
+    return str(path).replace("{", "{{").replace("}", "}}")

@@ -1,0 +1,34 @@
+"""Where encoders, heads, experts and images come from."""
+
+import importlib
+from difflib import get_close_matches
+
+import torch
+
+from mergekit_lite.errors import KitError
+from mergekit_lite.suites.suite import Split, Suite, Task
+
+SUITES = {"miniature": "mergekit_lite.suites.miniature"}
+"""Name -> module with a function `load(device)`; imported when asked for, since open_clip takes seconds to import."""
+
+__all__ = ["SUITES", "Split", "Suite", "Task", "load_suite"]
+
+
+def load_suite(name: str, device: str | None = None) -> Suite:
+    """Return the suite called `name` on `device` (by default a GPU if there is one, else the CPU).
+
+    Raises:
+        KitError: there is no such suite, or no such device.
+    """
+    if name not in SUITES:
+        close = get_close_matches(name, SUITES, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise KitError(f"There is no suite '{name}'.{hint} Suites: {', '.join(SUITES)}.")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise KitError(f"Device '{device}' cannot be used here ({error}). Use 'cpu', or leave it out.") from error
+    suite: Suite = importlib.import_module(SUITES[name]).load(torch.device(device))
+    return suite

@@ -1,0 +1,132 @@
+"""The miniature: drawn tasks and a tiny CLIP, which live in the same regime as the papers' and need no download."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+
+from mergekit_lite import training
+from mergekit_lite.cache import cache_dir, code_hash, content_hash, file_hash, locked, written_whole
+from mergekit_lite.errors import KitError
+from mergekit_lite.suites.miniature.drawing import draw
+from mergekit_lite.suites.miniature.tasks import TASKS
+from mergekit_lite.suites.suite import Split, Suite, Task, Which
+from mergekit_lite.training import Recipe, fine_tune
+from mergekit_lite.weights import LazyWeights, write
+from mergekit_lite.workers import side_by_side
+
+HERE = Path(__file__).parent
+ARCHITECTURE = "mergekit-lite-miniature"  # the name under which open_clip knows the .json file beside this one
+BASE = HERE / "base.safetensors"
+SIZES: dict[Which, int] = {"train": 3000, "test": 1000}
+RECIPE = Recipe(epochs=3, learning_rate=3e-4, batch_size=64)
+
+open_clip.add_model_config(HERE / f"{ARCHITECTURE}.json")
+
+
+def load(device: torch.device) -> "Miniature":
+    """Return the miniature suite on `device`."""
+    if not BASE.exists():
+        raise KitError(f"The miniature's base weights {BASE.name} are missing. Run `mergekit-lite pretrain miniature`.")
+    return Miniature(device)
+
+
+class Miniature(Suite):
+    """Images are drawn, experts fine-tuned, at first use; both are kept in the cache under a hash of what made them."""
+
+    def __init__(self, device: torch.device) -> None:
+        tasks = [
+            Task(task.name, task.title, task.counterpart, tuple(c.name for c in task.classes), task.templates)
+            for task in TASKS.values()
+        ]
+        model = open_clip.create_model(ARCHITECTURE, pretrained=str(BASE))
+        super().__init__("miniature", "Miniature", tasks, model, open_clip.get_tokenizer(ARCHITECTURE), device)
+
+    @property
+    def loader(self) -> Callable[[], Suite]:
+        """Return a picklable function that makes this suite again."""
+        return partial(load, self.device)
+
+    @property
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """Return for each task how many training and test images it has."""
+        return dict.fromkeys(self.tasks, (SIZES["train"], SIZES["test"]))
+
+    def split(self, task: str, which: Which) -> Split:
+        """Return images (N, 3, 32, 32) and labels (N,) of a split, drawn at first use, then memory-mapped."""
+        name = f"{task}-{which}-{data_hash(task, which)}"
+        images, labels = (cache_dir("images", "miniature") / f"{name}.{part}.npy" for part in ("images", "labels"))
+        with locked(images):
+            if not images.exists():  # written last, so that it stands for both
+                drawn = draw(TASKS[task], which, SIZES[which])
+                for path, array in zip((labels, images), (drawn[1], drawn[0]), strict=True):
+                    with written_whole(path) as temporary, temporary.open("wb") as stream:
+                        np.save(stream, array.numpy())
+        return Split(np.load(images, mmap_mode="r"), np.load(labels))
+
+    def expert(self, task: str) -> Mapping[str, Tensor]:
+        """Return the expert of `task`, read from its file tensor by tensor; fine-tuned at first use."""
+        path = self.expert_file(task)
+        with locked(path):
+            if not path.exists():
+                split = self.split(task, "train")
+                with torch.enable_grad():
+                    weights = fine_tune(self.encode, self.base, self.heads[task], split, RECIPE)
+                write(path, weights, {"task": task, "recipe": str(asdict(RECIPE))})
+        return LazyWeights(path, self.device)
+
+    def expert_file(self, task: str) -> Path:
+        """Return where the expert of `task` is kept."""
+        return cache_dir("experts", "miniature") / f"{task}-{self.expert_hash(task)}.safetensors"
+
+    def expert_hash(self, task: str) -> str:
+        """Return a hash of all that makes the expert of `task` what it is."""
+        entry = self.tasks[task]
+        head = [entry.classnames, entry.templates]
+        code = code_hash(Path(training.__file__))
+        return content_hash([base_hash(), asdict(RECIPE), data_hash(task, "train"), head, code])
+
+    def prepare(self, tasks: Sequence[str], workers: int) -> None:
+        """Fine-tune the experts of `tasks` that are not there yet, side by side, and say so."""
+        missing = [task for task in tasks if not self.expert_file(task).exists()]
+        if missing:
+            print(f"Fine-tuning {len(missing)} experts: {', '.join(missing)}.", flush=True)
+        begun = time.perf_counter()
+        for done, (task, outcome) in enumerate(side_by_side(self.loader, _make_expert, missing, workers), start=1):
+            outcome()
+            print(f"[{done}/{len(missing)}] expert {task}, {time.perf_counter() - begun:.0f} s", flush=True)
+
+    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str]) -> dict[str, Any]:
+        """Return hashes of the base, the experts' recipes and the drawing code: nothing is drawn or trained for it."""
+        return {
+            "suite": self.name,
+            "code": code_hash(HERE.parent / "suite.py"),
+            "base": base_hash(),
+            "experts": {task: self.expert_hash(task) for task in pool},
+            "heads": {task: [*self.tasks[task].classnames, *self.tasks[task].templates] for task in evaluate},
+            "data": {task: data_hash(task, "test") for task in dict.fromkeys([*pool, *evaluate])},
+        }
+
+
+def _make_expert(suite: Suite, task: str) -> None:
+    suite.expert(task)
+
+
+@cache
+def base_hash() -> str:
+    """Return the hash of the base weights that ship with the package."""
+    return file_hash(BASE)
+
+
+@cache
+def data_hash(task: str, which: Literal["train", "test"]) -> str:
+    """Return a hash of the code that draws `task` and of the split's size."""
+    code = code_hash(HERE / "canvas.py", HERE / "drawing.py", HERE / "tasks" / f"{task}.py")
+    return content_hash([code, which, SIZES[which]])

@@ -1,0 +1,170 @@
+"""The two nouns everything else uses: a task, and a suite of tasks with a base model, experts, heads and images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import normalize
+
+from mergekit_lite.errors import KitError
+from mergekit_lite.weights import Weights
+
+if TYPE_CHECKING:  # open_clip takes seconds to import, and not every user of these two nouns needs it
+    import open_clip
+
+Which = Literal["train", "test"]
+Value = TypeVar("Value")
+
+PREFIXES = {"eight": 8, "fourteen": 14, "twenty": 20}
+"""Named task sets of the benchmark: each is a prefix of the next."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task; `counterpart` names the real data set it stands for, and the templates hold ``{}``."""
+
+    name: str
+    title: str
+    counterpart: str
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, 3, H, W) uint8, most often memory-mapped, and their labels (N,) int64."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+class Lazy(Mapping[str, Value]):
+    """A mapping with known keys whose values are made at first use and kept if asked to."""
+
+    def __init__(self, keys: Sequence[str], make: Callable[[str], Value], *, keep: bool) -> None:
+        self._keys, self._make, self._keep = tuple(keys), make, keep
+        self._made: dict[str, Value] = {}
+
+    def __getitem__(self, key: str) -> Value:
+        if key in self._made:
+            return self._made[key]
+        if key not in self._keys:
+            raise KeyError(key)
+        value = self._make(key)
+        if self._keep:
+            self._made[key] = value
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+
+class Suite(ABC):
+    """An open_clip model, its tasks in the benchmark's order, an expert per task, and their images.
+
+    Attributes:
+        name: what `load_suite` is called with.
+        title: for tables and figures.
+        tasks: name -> Task, in order.
+        base: the image encoder's pre-trained parameters. The projection to the joint space is not among them: like
+            the text tower and the logit scale it stays as it is and is never merged.
+        experts: task -> fine-tuned parameters, read tensor by tensor; made or fetched at first use.
+        heads: task -> zero-shot head (C, D): rows normalised, then multiplied by the logit scale.
+        device: where the model lives.
+        loader: makes the same suite again, in another process for instance.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        tasks: Sequence[Task],
+        model: "open_clip.CLIP",
+        tokenizer: Any,
+        device: torch.device,
+    ) -> None:
+        self.name, self.title, self.device = name, title, device
+        self.tasks: Mapping[str, Task] = {task.name: task for task in tasks}
+        self._tokenizer = tokenizer
+        self._model = model.to(device).eval().requires_grad_(False)
+        visual = self._model.visual
+        self.base: Weights = {key: value.detach() for key, value in visual.named_parameters() if key != "proj"}
+        self.heads: Mapping[str, Tensor] = Lazy(tuple(self.tasks), self._head, keep=True)
+        self.experts: Mapping[str, Mapping[str, Tensor]] = Lazy(tuple(self.tasks), self.expert, keep=False)
+        self._mean = torch.tensor(visual.image_mean, device=device)[:, None, None]
+        self._std = torch.tensor(visual.image_std, device=device)[:, None, None]
+
+    @property
+    @abstractmethod
+    def loader(self) -> "Callable[[], Suite]":
+        """Return a picklable function that makes this suite again."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """Return for each task how many training and test images it has."""
+
+    @abstractmethod
+    def split(self, task: str, which: Which) -> Split:
+        """Return the images and labels of one split of `task`."""
+
+    @abstractmethod
+    def expert(self, task: str) -> Mapping[str, Tensor]:
+        """Return the expert of `task`, made or fetched if it is not there yet."""
+
+    @abstractmethod
+    def prepare(self, tasks: Sequence[str], workers: int) -> None:
+        """Make or fetch all images and experts of `tasks` that are not there yet, `workers` at a time."""
+
+    @abstractmethod
+    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str]) -> dict[str, Any]:
+        """Return hashes of all that a result depends on (base, experts, images), without making any of it."""
+
+    def names(self, which: str | Sequence[str]) -> tuple[str, ...]:
+        """Return task names: of a named set such as ``"eight"``, or of a list as it is.
+
+        Raises:
+            KitError: a name that this suite does not have.
+        """
+        if isinstance(which, str) and which in PREFIXES:
+            if PREFIXES[which] > len(self.tasks):
+                raise KitError(f"Suite '{self.name}' has {len(self.tasks)} tasks, too few for the set '{which}'.")
+            return tuple(self.tasks)[: PREFIXES[which]]
+        chosen = (which,) if isinstance(which, str) else tuple(which)
+        for name in chosen:
+            if name not in self.tasks:
+                close = get_close_matches(name, self.tasks, n=1)
+                hint = f" Did you mean '{close[0]}'?" if close else ""
+                raise KitError(f"Suite '{self.name}' has no task '{name}'.{hint} Tasks: {', '.join(self.tasks)}.")
+        return chosen
+
+    def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Return the features (N, D) of unit length that the encoder with `weights` gives for `images` (N, 3, H, W).
+
+        uint8 images are normalised here, on the device; floating-point images are taken as normalised already.
+        """
+        if images.dtype == torch.uint8:
+            images = (images.to(self.device).float() / 255 - self._mean) / self._std
+        return normalize(functional_call(self._model.visual, dict(weights), (images,)), dim=-1)
+
+    def _head(self, task: str) -> Tensor:
+        from open_clip import build_zero_shot_classifier
+
+        entry = self.tasks[task]
+        columns = build_zero_shot_classifier(
+            self._model, self._tokenizer, entry.classnames, entry.templates, device=self.device
+        )
+        return columns.T.contiguous() * self._model.logit_scale.exp()

@@ -1,0 +1,152 @@
+"""Tables of records as plain HTML, and `glue`, which lets the book's pages quote a notebook's results."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from IPython.core.formatters import format_display_data
+from IPython.display import HTML, display
+
+from mergekit_lite import published as reported
+from mergekit_lite.errors import KitError
+
+if TYPE_CHECKING:
+    from mergekit_lite.records import Record
+    from mergekit_lite.suites.suite import Suite
+
+REFERENCES = frozenset({"pretrained", "individual"})
+"""Methods that merge nothing: where merging starts from and what it could reach. They are never called the best."""
+
+
+_CELL = "padding:0.3em 0.45em;text-align:left"  # narrow: twelve columns have to fit a page
+
+
+def shared_tasks(records: Sequence["Record"]) -> tuple[str, ...]:
+    """Return the tasks that every record was evaluated on, in the records' order.
+
+    Raises:
+        KitError: there is no record, or two were evaluated on different tasks: their averages cannot be compared.
+    """
+    if not records:
+        raise KitError("There is no record to show. Run some cells first: study.run(suite, cells).")
+    tasks = tuple(records[0].accuracy)
+    for record in records[1:]:
+        if tuple(record.accuracy) != tasks:
+            raise KitError(
+                f"{records[0].title} was evaluated on {', '.join(tasks)}, but {record.title} on "
+                f"{', '.join(record.accuracy)}. Show records of the same evaluation tasks together."
+            )
+    return tasks
+
+
+def accuracy_frame(records: Sequence["Record"], published: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return accuracies in percent: a row a record, in the given order.
+
+    Args:
+        records: cells that ran on the same evaluation tasks.
+        published: rows of `published.published`, all of one family.
+
+    Returns:
+        Columns ``method`` (title), ``data access``, one a task, ``average``, and with `published` one more, named after
+        its table and family (missing where that table has no such method). The index holds the methods' names.
+    """
+    tasks = shared_tasks(records)
+    rows: list[dict[str, Any]] = []
+    for record in records:
+        row = {"method": record.title, "data access": str(record.access), **record.accuracy, "average": record.average}
+        if published is not None:
+            row[reported.label(published)] = reported.average(published, record.cell.method)
+        rows.append(row)
+    columns = ["method", "data access", *tasks, "average"] + ([] if published is None else [reported.label(published)])
+    frame = pd.DataFrame(rows, columns=columns, index=pd.Index([r.cell.method for r in records], name="name"))
+    return frame.astype(dict.fromkeys(columns[2:], float))  # a missing value becomes NaN, also where all are missing
+
+
+def accuracy_table(
+    records: Sequence["Record"], published: pd.DataFrame | None = None, caption: str | None = None
+) -> HTML:
+    """Return the table of `accuracy_frame` as plain HTML: no script, and the same bytes for the same records.
+
+    The best merged value of each column is bold, in the published column too; the two references do not compete.
+    """
+    frame = accuracy_frame(records, published)
+    tasks = shared_tasks(records)
+    numbers = list(frame.columns[2:])
+    merged = frame[[name not in REFERENCES for name in frame.index]]
+    best = {column: merged[column].round(1).max() for column in numbers}  # rounded as shown: equal looks, equally bold
+    if caption is None:
+        caption = f"Top-1 accuracy in percent on {len(tasks)} tasks. Bold: the best merged model of a column."
+        if published is not None:
+            caption += (
+                f" The last column is the average printed in {numbers[-1]}: other models, and on a drawn suite"
+                " other images, so compare the order and the gaps."
+            )
+    head = [_head("method"), _head("data access"), *(_head(task, upright=True) for task in tasks)]
+    rows = []
+    for name, row in zip(frame.index, frame.itertuples(index=False), strict=True):
+        competes = name not in REFERENCES
+        cells = [_title(row[0] + ("" if competes else " (reference)")), _text(row[1])]
+        for column, value in zip(numbers, row[2:], strict=True):
+            cells.append(_number(value, bold=competes and round(value, 1) == best[column]))
+        rows.append(cells)
+    return _table([*head, *(_head(column) for column in numbers[len(tasks) :])], rows, caption)
+
+
+def task_table(suite: "Suite", tasks: Sequence[str]) -> HTML:
+    """Return a table of `tasks`: what each stands for, how many classes and test images it has, and a prompt."""
+    heads = [_head(text) for text in ("task", "stands for", "classes", "test images", "a prompt")]
+    rows = []
+    for name in tasks:
+        task = suite.tasks[name]
+        prompt = task.templates[0].format(task.classnames[0])
+        sizes = [_number(size, digits=0) for size in (len(task.classnames), suite.sizes[name][1])]
+        rows.append([_title(f"{task.title} ({name})"), _text(task.counterpart), *sizes, _text(prompt)])
+    return _table(heads, rows, f"The {len(tasks)} tasks of this page, from the suite {suite.title}.")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:
+    # "dataframe" is the class by which Jupyter and the book's theme know a table, in light and in dark mode.
+    body = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    return HTML(
+        f'<div role="region" tabindex="0" aria-label="{escape(caption)}" style="overflow-x:auto">\n'
+        '<table class="dataframe kit-table">\n'
+        f'<caption style="caption-side:top;text-align:left">{escape(caption)}</caption>\n'
+        f"<thead><tr>{''.join(head)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def _head(text: str, *, upright: bool = False) -> str:
+    """Return a column head; `upright` turns the text by a quarter, so that a column of numbers stays narrow."""
+    narrow = "writing-mode:vertical-rl;transform:rotate(180deg)" if upright else "display:inline-block;max-width:9em"
+    inner = f'<span style="{narrow}">{escape(text)}</span>'
+    return f'<th scope="col" style="vertical-align:bottom;{_CELL}">{inner}</th>'
+
+
+def _title(text: str) -> str:
+    return f'<th scope="row" style="{_CELL}">{escape(text)}</th>'
+
+
+def _text(text: str) -> str:
+    return f'<td style="{_CELL}">{escape(text)}</td>'
+
+
+def _number(value: float, *, bold: bool = False, digits: int = 1) -> str:
+    text = "–" if pd.isna(value) else f"{value:.{digits}f}"
+    return f'<td style="{_CELL};text-align:right">{f"<strong>{text}</strong>" if bold else text}</td>'
+
+
+def glue(key: str, value: Any, *, show: bool = False) -> None:
+    """Store `value` in the executed notebook under `key`, so that a page of the book can quote it.
+
+    It writes what ``myst_nb.glue`` writes. It is here so that a notebook runs where the book's tools are not installed.
+
+    Args:
+        key: name by which pages quote the value.
+        value: text or anything that a notebook can display.
+        show: also display it here.
+    """
+    bundle, metadata = format_display_data(value)
+    prefix = "" if show else "application/papermill.record/"
+    stored = {prefix + kind: content for kind, content in bundle.items()}
+    display(stored, raw=True, metadata={**metadata, "scrapbook": {"name": key, "mime_prefix": prefix}})

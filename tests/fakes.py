@@ -1,0 +1,117 @@
+"""A suite so small that a study of it takes milliseconds, importable by name from worker processes."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergekit_lite.cache import content_hash
+from mergekit_lite.errors import KitError
+from mergekit_lite.methods import Access, Merged, method
+
+if TYPE_CHECKING:  # the suites import open_clip, which takes seconds in every worker process
+    from mergekit_lite.suites.suite import Suite
+
+CLASSES, SIDE, DIMENSION = 5, 8, 6
+
+
+class Task(NamedTuple):
+    name: str
+    title: str
+    classnames: tuple[str, ...]
+
+
+class Split(NamedTuple):
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass
+class FakeSuite:
+    """What `study` asks of a suite: random images, heads and experts of a one-layer encoder, float32, on the CPU."""
+
+    name: str = "fake"
+    seed: int = 0
+    title: str = "a fake"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    prepared: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        names = ("digits", "signs", "scenes")
+        classes = tuple(f"class {number}" for number in range(CLASSES))
+        self.tasks = {name: Task(name, name.title(), classes) for name in names}
+        self.base = {"layer.weight": noise(DIMENSION, 3 * SIDE * SIDE), "layer.bias": noise(DIMENSION)}
+        self.experts = {name: {key: one + 0.5 * noise(*one.shape) for key, one in self.base.items()} for name in names}
+        self.heads = {name: 10 * torch.nn.functional.normalize(noise(CLASSES, DIMENSION), dim=1) for name in names}
+        images = {name: noise(40, 3, SIDE, SIDE).mul(50).add(128).clamp(0, 255).byte() for name in names}
+        self._splits = {name: Split(images[name].numpy(), np.arange(40) % CLASSES) for name in names}
+
+    @property
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        return dict.fromkeys(self.tasks, (40, 40))
+
+    @property
+    def loader(self) -> "Callable[[], Suite]":
+        return partial(fake_suite, self.name, self.seed)
+
+    def split(self, task: str, which: Literal["train", "test"]) -> Split:
+        return self._splits[task]
+
+    def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        flat = images.float().sub(128).div(128).flatten(1)
+        features = torch.nn.functional.linear(flat, weights["layer.weight"], weights["layer.bias"]).tanh()
+        return torch.nn.functional.normalize(features, dim=1)
+
+    def names(self, which: str | Sequence[str]) -> tuple[str, ...]:
+        unknown = [name for name in which if name not in self.tasks]
+        if unknown:
+            raise KitError(f"There is no task '{unknown[0]}'. Tasks: {', '.join(self.tasks)}.")
+        return tuple(which)
+
+    def prepare(self, tasks: Sequence[str], workers: int, say: Callable[[str], Any] = print) -> None:
+        self.prepared.append(tuple(tasks))
+
+    def fingerprint(self, pool: Iterable[str], evaluate: Iterable[str]) -> dict[str, Any]:
+        return {
+            "suite": self.name,
+            "base": content_hash(["base", self.seed]),
+            "experts": {task: content_hash([task, self.seed]) for task in pool},
+            "data": {task: content_hash([task, self.seed]) for task in evaluate},
+        }
+
+
+def fake_suite(name: str = "fake", seed: int = 0) -> "Suite":
+    return cast("Suite", FakeSuite(name, seed))
+
+
+@method(title="Slow average", cite="", access=Access.NONE)
+def slow_average(
+    base: Mapping[str, Tensor],
+    experts: Mapping[str, Mapping[str, Tensor]],
+    *,
+    log: str = "",
+    seconds: float = 0.0,
+    fail: str = "",
+) -> Merged:
+    """Average slowly; each call leaves a line in the file `log`. `fail`: raise, or end the process."""
+    if log:
+        with Path(log).open("a", encoding="utf-8") as stream:
+            stream.write(f"{os.getpid()} {seconds}\n")
+    time.sleep(seconds)
+    if fail == "raise":
+        raise ZeroDivisionError("nothing to divide by")
+    if fail == "exit":
+        os._exit(9)
+    return Merged({key: torch.stack([one[key] for one in experts.values()]).mean(dim=0) for key in base})

@@ -1,0 +1,87 @@
+"""Records and a suite with known contents, for what notebooks show."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from mergekit_lite.records import Cell, CurvePoint, Provenance, Record
+
+TASKS = ("scenes", "signs", "digits")
+TENSORS = (
+    ["class_embedding", "conv1.weight"]
+    + [f"transformer.resblocks.{block}.{part}" for block in range(2) for part in ("ln_1.weight", "attn.in_proj_weight")]
+    + ["ln_post.weight"]
+)
+
+
+def record(method: str, title: str, accuracy: tuple[float, ...], **more: Any) -> Record:
+    """Return a record of `method` with accuracy in percent for each of `TASKS`."""
+    cell = Cell(method=method, parameters=more.pop("parameters", {}), pool=TASKS, evaluate=TASKS)
+    return Record(
+        key="0" * 16,
+        suite="fake",
+        cell=cell,
+        title=title,
+        access=more.pop("access", "none"),
+        cite="",
+        accuracy=dict(zip(TASKS, accuracy, strict=True)),
+        seconds={"merge": 1.0, "evaluate": 1.0},
+        peak_memory_mib=1.0,
+        provenance=Provenance.model_validate(
+            dict.fromkeys(("python", "torch", "open_clip", "mergekit_lite", "device", "dtype", "code"), "-")
+            | {"commit": None, "suite": {}, "started": "2026-01-01T00:00:00Z"}
+        ),
+        **more,
+    )
+
+
+def records() -> list[Record]:
+    """Return five rows: both references, two merges without data, and layer-wise AdaMerging with trace and curve."""
+    values = [[0.1 * expert + 0.05 * tensor for tensor in range(len(TENSORS))] for expert in range(3)]
+    adapted = record(
+        "layer_wise_adamerging",
+        "Layer-wise AdaMerging",
+        (70.0, 80.0, 96.0),
+        access="unlabelled test",
+        parameters={"initial": 0.3},
+        trace={
+            "loss": [3.0, 2.4, 1.5],
+            "coefficients": {"experts": list(TASKS), "tensors": TENSORS, "values": values},
+        },
+        curve=[
+            CurvePoint(step=0, accuracy=dict.fromkeys(TASKS, 70.0)),
+            CurvePoint(step=3, accuracy=dict.fromkeys(TASKS, 82.0)),
+        ],
+    )
+    return [
+        record("pretrained", "Pre-trained", (40.0, 30.0, 50.0)),
+        record("simple_average", "Simple average", (60.0, 50.0, 70.0)),
+        record("task_arithmetic", "Task Arithmetic", (71.0, 62.0, 77.0)),
+        adapted,
+        record("individual", "Individual experts", (90.0, 95.0, 99.0)),
+    ]
+
+
+def suite(side: int = 8) -> Any:
+    """Return a suite of three tasks, ten classes; image i is shade i of 31 all over and of class (i + 3) modulo 10."""
+    tasks = {
+        name: SimpleNamespace(
+            name=name,
+            title=name.title(),
+            counterpart=name.upper(),
+            classnames=tuple(f"{name} <{label}>" for label in range(10)),
+            templates=("a drawing of {}.",),
+        )
+        for name in TASKS
+    }
+    shades = np.round(np.arange(30) * 255 / 31).astype(np.uint8)
+    images = np.broadcast_to(shades[:, None, None, None], (30, 3, side, side))
+    split = SimpleNamespace(images=images, labels=(np.arange(30) + 3) % 10)
+    return SimpleNamespace(
+        name="fake",
+        title="a <fake>",
+        tasks=tasks,
+        sizes=dict.fromkeys(TASKS, (60, 1234)),
+        split=lambda task, which: split,
+    )

@@ -1,0 +1,215 @@
+"""The real pages, built strictly, from the promoted notebook if there is one and a stand-in otherwise."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from mergekit_lite.book import EXECUTED, build_book, toc_pages
+from mergekit_lite.errors import KitError
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = f"{EXECUTED}eight_tasks.ipynb"
+NUMBERS = {
+    "eight-zero-shot": 41.17,
+    "eight-simple-average": 52.27,
+    "eight-task-arithmetic": 63.37,
+    "eight-ties": 64.47,
+    "eight-task-wise": 65.57,
+    "eight-layer-wise": 76.67,
+    "eight-individual": 87.77,
+}
+SHEET = (
+    '<figure class="kit-figure"><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt="Bars">'
+    "<figcaption>Bars.</figcaption></figure>"
+)
+
+pytest.importorskip("jupyter_book", reason="the book extra is not installed")
+
+
+class Page(HTMLParser):
+    """Collects the tags of a page with their attributes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def loads(self) -> Iterator[str]:
+        """Every address from which the browser fetches something to show the page."""
+        for tag, attributes in self.tags:
+            for key in ("src", "href", "poster", "data"):
+                if key in attributes and tag in {
+                    "script",
+                    "link",
+                    "img",
+                    "iframe",
+                    "source",
+                    "video",
+                    "object",
+                    "embed",
+                }:
+                    yield attributes[key] or ""
+
+
+def glued(name: str, data: dict[str, str]) -> nbformat.NotebookNode:
+    return new_output("display_data", data=data, metadata={"scrapbook": {"name": name, "mime_prefix": ""}})
+
+
+def stand_in(path: Path, numbers: dict[str, float]) -> None:
+    """Write the smallest executed notebook that the pages can quote."""
+    outputs = [glued(name, {"text/plain": repr(value)}) for name, value in numbers.items()]
+    outputs += [glued(name, {"text/html": SHEET, "text/plain": "sheet"}) for name in ("eight-table", "eight-bars")]
+    cells = [new_markdown_cell("# Eight tasks"), new_code_cell("show()", execution_count=1, outputs=outputs)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells, metadata=metadata), path)
+
+
+def copy_of_the_book(to: Path) -> Path:
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, to / name)
+    shutil.copytree(ROOT / "book", to / "book", ignore=shutil.ignore_patterns("_build"))
+    return to
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A built copy of the book."""
+    tree = copy_of_the_book(tmp_path_factory.mktemp("book"))
+    if not (tree / NOTEBOOK).is_file():
+        stand_in(tree / NOTEBOOK, NUMBERS)
+    assert build_book(tree) == tree / "book/_build/html/index.html"
+    return tree
+
+
+@pytest.fixture(scope="module")
+def pages(tree: Path) -> list[Page]:
+    return [Page(path) for path in sorted((tree / "book/_build/html").rglob("*.html")) if "_static" not in path.parts]
+
+
+def test_every_page_of_the_toc_is_built(tree: Path) -> None:
+    assert len(toc_pages(tree)) >= 7
+    for page in toc_pages(tree):
+        assert (tree / "book/_build/html" / f"{page}.html").is_file()
+
+
+def test_nothing_is_loaded_from_another_host(tree: Path, pages: list[Page]) -> None:
+    foreign = [
+        (page.path.name, address)
+        for page in pages
+        for address in page.loads()
+        if urlsplit(address).netloc or urlsplit(address).scheme not in {"", "data"}
+    ]
+    assert foreign == []
+    html = tree / "book/_build/html"
+    sheets = {html / "_static" / path.name for path in html.joinpath("_static").glob("*.css")}
+    sheets |= set(html.joinpath("_static/styles").glob("*.css"))
+    assert sheets
+    for sheet in sheets:
+        found = re.findall(r"""(?:url\(|@import\s)\s*["']?(?:https?:)?//[^)"']+""", sheet.read_text(encoding="utf-8"))
+        assert found == [], sheet
+    for page in pages:
+        assert not re.search(r"unpkg\.com|jsdelivr|cdnjs|googleapis", page.path.read_text(encoding="utf-8")), page.path
+
+
+def test_every_local_address_exists(pages: list[Page]) -> None:
+    missing = []
+    for page in pages:
+        links = [attributes.get("href") or "" for tag, attributes in page.tags if tag == "a"]
+        for address in {*page.loads(), *links}:
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc or not parts.path:
+                continue
+            if not (page.path.parent / unquote(parts.path)).resolve().exists():
+                missing.append((page.path.name, address))
+    assert missing == []
+
+
+def test_every_picture_is_described(pages: list[Page]) -> None:
+    pictures = [(page, attributes) for page in pages for tag, attributes in page.tags if tag == "img"]
+    assert pictures
+    for page, attributes in pictures:
+        assert (attributes.get("alt") or "").strip(), (page.path.name, str(attributes)[:200])
+    for page in pages:
+        for tag, attributes in page.tags:
+            if tag == "svg" and attributes.get("role") == "img":
+                assert attributes.get("aria-labelledby") or attributes.get("aria-label"), page.path.name
+
+
+def test_formulas_are_set_by_a_local_mathjax(tree: Path) -> None:
+    page = Page(tree / "book/_build/html/book/merging-in-ten-minutes.html")
+    engines = [address for address in page.loads() if "mathjax" in address]
+    assert len(engines) == 1
+    engine = page.path.parent / urlsplit(engines[0]).path
+    assert engine.stat().st_size > 100_000
+    assert list(engine.parent.rglob("MathJax_Main-Regular.woff"))
+
+
+def test_numbers_on_the_welcome_page_are_the_notebook_s(tree: Path) -> None:
+    notebook = nbformat.read(tree / NOTEBOOK, as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    values = {}
+    for output in outputs:
+        name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+        text = next((text for kind, text in output.get("data", {}).items() if kind.endswith("text/plain")), "")
+        if name in NUMBERS:
+            values[name] = float(text.strip("'"))
+    assert values.keys() == NUMBERS.keys()
+    shown = re.findall(r'class="pasted-text">([^<]*)<', (tree / "book/_build/html/book/welcome.html").read_text())
+    assert shown == [f"{values[name]:.1f}" for name in NUMBERS]
+
+
+def test_suite_page_is_in_step_with_the_suite() -> None:
+    tasks = pytest.importorskip("mergekit_lite.suites.miniature.tasks").TASKS
+    text = (ROOT / "book/eight-tasks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w ]+) \| ([\w ]+) \| (\d+) \|", text, flags=re.MULTILINE)
+    assert len(rows) == 8
+    assert rows == [(task.title, task.counterpart, str(len(task.classes))) for task in tasks.values()][:8]
+
+
+def test_an_executed_notebook_that_is_missing_is_named(tmp_path: Path) -> None:
+    tree = copy_of_the_book(tmp_path)
+    (tree / NOTEBOOK).unlink(missing_ok=True)
+    with pytest.raises(
+        KitError, match=r"book/executed/eight_tasks\.ipynb.*mergekit-lite run miniature.*promote miniature"
+    ):
+        build_book(tree)
+
+
+def test_a_folder_without_a_book_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"_config\.yml and _toc\.yml not found"):
+        build_book(tmp_path)
+
+
+def test_changes_and_mistakes_are_seen_in_a_second_build(tmp_path: Path) -> None:
+    tree = copy_of_the_book(tmp_path)
+    welcome, page = tree / "book/_build/html/book/welcome.html", tree / "book/references.md"
+    stand_in(tree / NOTEBOOK, NUMBERS)
+    build_book(tree)
+    assert "41.2" in welcome.read_text()
+
+    # a page that quotes a notebook follows it, though the page itself did not change
+    stand_in(tree / NOTEBOOK, {**NUMBERS, "eight-zero-shot": 12.34})
+    build_book(tree)
+    assert "12.3" in welcome.read_text()
+    assert "41.2" not in welcome.read_text()
+
+    # a mistake fails the build, is named, and is named again until it is mended
+    sound = page.read_text(encoding="utf-8")
+    page.write_text(sound + "\nSee {cite}`nobody1900nothing`.\n", encoding="utf-8")
+    for _ in range(2):
+        with pytest.raises(KitError, match=r"book/references\.md:\d+: WARNING: .*nobody1900nothing"):
+            build_book(tree)
+    page.write_text(sound, encoding="utf-8")
+    build_book(tree)

@@ -1,0 +1,139 @@
+"""The command line: help comes at once and shows an example; what a user can mend is said without a traceback."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from projects import write_notebook, write_profile
+from typer.testing import CliRunner
+
+from mergekit_lite import book, promotion, runner
+from mergekit_lite.cli import app
+from mergekit_lite.errors import KitError
+
+COMMANDS = ["run", "promote", "book", "pretrain", "doctor"]
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_notebook(tmp_path, "one")
+    write_profile(tmp_path, one={"steps": 2})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_without_a_command_the_commands_are_listed() -> None:
+    _, said, _ = call()
+    assert all(command in said for command in COMMANDS)
+    assert {command.name or command.callback.__name__ for command in app.registered_commands} == set(COMMANDS)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_help_shows_an_example_of_that_command(command: str) -> None:
+    code, said, _ = call(command, "--help")
+    assert code == 0
+    assert f"Example: mergekit-lite {command}" in " ".join(said.split())
+
+
+def test_version() -> None:
+    assert call("--version")[:2] == (0, "mergekit-lite 0.1.0\n")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys\nfrom mergekit_lite.cli import app\n"
+        "try:\n    app(['run', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print('loaded:', {'torch', 'papermill', 'open_clip', 'pandas'} & set(sys.modules))"
+    )
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "loaded: set()" in done.stdout
+    assert time.perf_counter() - begun < 3  # 0.3 s where nothing else runs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "shor"), "Error: There is no profile 'shor'. Did you mean 'short'? Profiles: short."),
+        (("run", "short", "--only", "two"), "Error: Profile 'short' has no notebook 'two'. Notebooks: one."),
+        (
+            ("promote", "short"),
+            "Error: There is no build/short/one.ipynb to promote. Run `mergekit-lite run short` first.",
+        ),
+        (("pretrain", "big"), "Error: The base weights of 'big' are not made here."),
+        (("doctor", "x"), "Error: There is no profile 'x'."),
+    ],
+)
+def test_what_a_user_can_mend_is_said_without_a_traceback(root: Path, arguments: tuple[str, ...], words: str) -> None:
+    code, said, complaint = call(*arguments)
+    assert (code, said) == (1, "")
+    assert words in complaint
+    assert "Traceback" not in complaint
+
+
+def test_a_wrong_parameter_in_a_profile_is_said(root: Path) -> None:
+    write_profile(root, one={"step": 2})
+    code, _, complaint = call("run", "short")
+    assert code == 1
+    assert complaint.startswith("Error: profiles/short.yaml, notebook 'one': It has no parameter 'step'.")
+
+
+def test_outside_a_project_it_says_where_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, complaint = call("book")
+    assert code == 1
+    assert "Change into a clone of the project" in complaint
+
+
+def test_an_interrupt_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(root: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(book, "build_book", interrupted)
+    code, _, complaint = call("book")
+    assert code == 130
+    assert complaint == "Interrupted. What was finished is kept: run the same command again to go on.\n"
+
+
+def test_commands_hand_over_what_they_were_given(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def run_profile(profile: object, where: Path, only: str | None, force: bool) -> list[Path]:
+        calls.append((getattr(profile, "name", None), where, only, force))
+        return [where / "build" / "short" / "one.ipynb"]
+
+    def promote(executed: Path, template: Path, folder: Path) -> Path:
+        calls.append((executed, template, folder))
+        return folder / "one.ipynb"
+
+    monkeypatch.setattr(runner, "run_profile", run_profile)
+    monkeypatch.setattr(promotion, "promote", promote)
+    assert call("run", "short", "--only", "one", "--force")[:2] == (0, "build/short/one.ipynb\n")
+    assert call("promote", "short")[:2] == (0, "book/executed/one.ipynb\n")
+    assert calls == [
+        ("short", root, "one", True),
+        (root / "build/short/one.ipynb", root / "notebooks/one.ipynb", root / "book/executed"),
+    ]
+
+
+def test_other_exceptions_keep_their_traceback() -> None:
+    from mergekit_lite.cli import worded
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    def mended() -> None:
+        raise KitError("x")
+
+    with pytest.raises(ZeroDivisionError):
+        worded(broken)()
+    with pytest.raises(typer.Exit):
+        worded(mended)()

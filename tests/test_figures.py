@@ -1,0 +1,163 @@
+"""Figures: what is drawn is what the records hold, described in words, the same bytes each time."""
+
+import base64
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import samples
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from mergekit_lite import figures
+from mergekit_lite.errors import KitError
+from mergekit_lite.published import published
+
+KINDS: dict[str, Callable[[], Figure]] = {
+    "bars": lambda: figures.accuracy_bars(samples.records(), published()),
+    "bars alone": lambda: figures.accuracy_bars(samples.records()),
+    "heat map": lambda: figures.accuracy_heatmap(samples.records()),
+    "coefficients": lambda: figures.coefficient_map(samples.records()[3]),
+    "curve": lambda: figures.adaptation_curve(samples.records()[2:4]),
+    "gallery": lambda: figures.gallery(samples.suite(), samples.TASKS),
+}
+
+
+def picture(html: str) -> tuple[str, bytes]:
+    """Return alternative text and SVG of the one image in a piece of HTML."""
+    (image,) = list(ElementTree.fromstring(html).iter("img"))
+    source = image.get("src", "")
+    assert source.startswith("data:image/svg+xml;base64,")
+    return image.get("alt", ""), base64.b64decode(source.split(",", 1)[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_described_deterministic_white_small_and_offline(kind: str) -> None:
+    html = figures.figure_html(KINDS[kind]()).data
+    alt, svg = picture(html)
+    assert len(alt) > 60
+    assert re.search(r"\d", alt)
+    assert html == figures.figure_html(KINDS[kind]()).data
+    text = svg.decode()
+    assert "fill: #ffffff" in text[: text.index("axes_1")]  # the ground of the whole figure
+    assert len(html) < 150_000
+    assert "font-family" not in text  # letters are outlines
+    assert not re.search(r'href="(?!#|data:)', text)
+    assert not re.search(r"<dc:date>|<script", text)
+
+
+def test_bars_are_as_long_as_the_averages_and_diamonds_stand_at_the_published_ones() -> None:
+    axes = figures.accuracy_bars(samples.records(), published()).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([40, 60, 70, 82, 94.666667])  # type: ignore[attr-defined]
+    (diamonds,) = axes.lines
+    assert list(diamonds.get_xdata()) == [48.0, 65.8, 69.1, 80.1, 90.5]  # type: ignore[arg-type]
+    assert diamonds.get_label() == "published: AdaMerging Table 1, ViT-B/32 (OC-8)"
+    assert "%" in axes.get_xlabel()
+
+
+def test_bars_of_a_method_without_published_number_have_no_diamond() -> None:
+    mine = samples.record("mine", "Mine", (1.0, 2.0, 3.0))
+    axes = figures.accuracy_bars([*samples.records(), mine], published()).axes[0]
+    assert len(axes.patches) == 6
+    assert len(list(axes.lines[0].get_xdata())) == 5  # type: ignore[arg-type]
+    assert "–" in [text.get_text() for text in axes.texts]
+
+
+def test_heat_map_prints_every_accuracy_and_the_average() -> None:
+    figure = figures.accuracy_heatmap(samples.records())
+    printed = [text.get_text() for text in figure.axes[0].texts]
+    assert printed[:4] == ["40.0", "30.0", "50.0", "40.0"]
+    assert len(printed) == 5 * 4
+    assert "Pre-trained from 30.0 (signs) to 50.0 (digits)" in str(figure.get_label())
+
+
+def test_coefficient_map_shows_the_trace_with_blocks_and_centre_at_the_start() -> None:
+    record = samples.records()[3]
+    figure = figures.coefficient_map(record)
+    (image,) = figure.axes[0].images
+    np.testing.assert_allclose(np.asarray(image.get_array()), record.trace["coefficients"]["values"])
+    assert image.norm(np.array(0.3)) == pytest.approx(0.5)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["in", "block 1", "block 2", "out"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(samples.TASKS)
+    assert "ended between 0.00 and 0.50" in str(figure.get_label())
+
+
+@pytest.mark.parametrize("initial", [0.0, 1.0])
+def test_coefficient_map_has_room_around_any_start(initial: float) -> None:
+    record = samples.records()[3]
+    cell = record.cell.model_copy(update={"parameters": {"initial": initial}})
+    (image,) = figures.coefficient_map(record.model_copy(update={"cell": cell})).axes[0].images
+    assert image.norm(np.array(initial)) == pytest.approx(0.5)
+
+
+def test_coefficients_of_a_record_without_any_are_refused() -> None:
+    with pytest.raises(KitError, match=r"Task Arithmetic has no coefficient for each tensor\. Show layer"):
+        figures.coefficient_map(samples.records()[2])
+
+
+def test_curve_shows_accuracy_and_entropy_against_steps() -> None:
+    above, below = figures.adaptation_curve(samples.records()[2:4]).axes
+    still, adapted = above.lines
+    assert set(still.get_ydata()) == {70.0}  # type: ignore[arg-type]
+    assert list(adapted.get_xdata()) == [0, 3]  # type: ignore[arg-type]
+    assert list(adapted.get_ydata()) == [70.0, 82.0]  # type: ignore[arg-type]
+    assert list(below.lines[0].get_ydata()) == pytest.approx([1.0, 0.8, 0.5])  # type: ignore[arg-type]  # per task
+    assert "(%)" in above.get_ylabel()
+    assert "nats" in below.get_ylabel()
+    assert "steps" in below.get_xlabel()
+
+
+def test_curve_without_any_curve_is_refused() -> None:
+    with pytest.raises(KitError, match=r"None of these records has a curve\. Give a cell curve_every"):
+        figures.adaptation_curve(samples.records()[:2])
+
+
+def test_gallery_shows_the_first_image_of_spread_classes() -> None:
+    figure = figures.gallery(samples.suite(), ["signs"], columns=4)
+    shades = [np.asarray(axes.images[0].get_array()) / 255 * 31 for axes in figure.axes]
+    assert [axes.get_title(loc="center") for axes in figure.axes] == [f"signs <{label}>" for label in (0, 3, 6, 9)]
+    assert [shade.mean() for shade in shades] == pytest.approx([7, 0, 3, 6], abs=0.1)  # image i has class i + 3
+
+
+def test_gallery_reduces_large_images() -> None:
+    axes = figures.gallery(samples.suite(side=300), ["signs"], pixels=64).axes[0]
+    assert np.asarray(axes.images[0].get_array()).shape == (64, 64, 3)
+
+
+def test_methods_keep_their_colour_and_differ_without_colour_too() -> None:
+    looks = list(figures.LOOKS.values())
+    assert len({look.colour for look in [*looks, *figures.SPARE]}) == len(looks) + len(figures.SPARE)
+    for one, other in pairwise(looks):  # neighbours in every table
+        grey = [np.dot(to_rgb(look.colour), (0.2126, 0.7152, 0.0722)) for look in (one, other)]
+        assert abs(grey[0] - grey[1]) > 0.15 or one.hatch != other.hatch
+    assert figures.look("task_arithmetic") is figures.LOOKS["task_arithmetic"]
+    assert figures.look("my_own") in figures.SPARE
+    assert figures.look("my_own") == figures.look("my_own")
+
+
+def test_a_figure_without_description_is_refused() -> None:
+    with pytest.raises(KitError, match=r"no alternative text. Say in show\(figure, alt=...\)"):
+        figures.show(Figure())
+
+
+def test_alt_and_caption_are_escaped() -> None:
+    html = figures.figure_html(Figure(), alt='5 < 6 & "so on"', caption="a < b").data
+    assert 'alt="5 &lt; 6 &amp; &quot;so on&quot;"' in html
+    assert "<figcaption>a &lt; b</figcaption>" in html
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_cut_off_at_the_edges(kind: str) -> None:
+    figure = KINDS[kind]()
+    FigureCanvasAgg(figure).draw()  # the layout has one go at it, as when it is saved
+    width, height = figure.bbox.width, figure.bbox.height
+    for axes in figure.axes:
+        box = axes.get_tightbbox()
+        assert box is not None
+        assert min(box.x0, box.y0) > -1
+        assert box.x1 < width + 1
+        assert box.y1 < height + 1

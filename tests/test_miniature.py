@@ -1,0 +1,190 @@
+"""The miniature suite: drawn images, heads, experts, and the regime that the book's figures rest on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors import safe_open
+from torch.nn.functional import normalize
+
+from mergekit_lite.errors import KitError
+from mergekit_lite.evaluation import accuracy
+from mergekit_lite.methods import task_arithmetic
+from mergekit_lite.suites import Suite, load_suite
+from mergekit_lite.suites.miniature import BASE
+from mergekit_lite.suites.miniature.canvas import Canvas
+from mergekit_lite.suites.miniature.captions import everyday
+from mergekit_lite.suites.miniature.drawing import DrawnTask, draw
+from mergekit_lite.suites.miniature.naming import targets
+from mergekit_lite.suites.miniature.pretraining import PretrainingRecipe, pretrain
+from mergekit_lite.suites.miniature.tasks import TASKS
+from mergekit_lite.weights import read
+
+EIGHT = ("SUN397", "Stanford Cars", "RESISC45", "EuroSAT", "SVHN", "GTSRB", "MNIST", "DTD")
+every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+@pytest.fixture(scope="session")
+def suite() -> Suite:
+    """The real suite on the user's own cache: images and experts are made once and stay valid."""
+    return load_suite("miniature", "cpu")
+
+
+def test_the_first_eight_tasks_stand_for_the_papers_eight_in_order(suite: Suite) -> None:
+    assert tuple(suite.tasks[name].counterpart for name in suite.names("eight")) == EIGHT
+
+
+@every_task
+def test_the_same_seed_draws_the_same_bytes(task: DrawnTask) -> None:
+    first, again = draw(task, "train", 60), draw(task, "train", 60)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+
+
+@every_task
+def test_splits_and_seeds_share_no_picture(task: DrawnTask) -> None:
+    splits = [
+        draw(task, "train", 200),
+        draw(task, "test", 200),
+        draw(task, "pretrain", 200),
+        draw(task, "pretrain", 200, seed=1),
+    ]
+    pictures = [picture.numpy().tobytes() for images, _ in splits for picture in images]
+    assert len(set(pictures)) == len(pictures)
+
+
+@every_task
+def test_classes_are_balanced_named_and_many(task: DrawnTask) -> None:
+    images, labels = draw(task, "test", 500)
+    counts = labels.bincount(minlength=len(task.classes))
+    assert images.dtype == torch.uint8
+    assert images.shape == (500, 3, 32, 32)
+    assert len(task.classes) >= 10
+    assert counts.max() - counts.min() <= 1
+    assert (
+        len({entry.name for entry in task.classes})
+        == len({entry.caption for entry in task.classes})
+        == len(task.classes)
+    )
+    assert all("{}" in template for template in task.templates)
+
+
+@every_task
+def test_every_picture_shows_something(task: DrawnTask) -> None:
+    images, _ = draw(task, "test", 300)
+    assert (
+        images.float().flatten(1).std(dim=1).min() > 4
+    )  # grey levels; a blank picture with grain alone has about 5 x 0.02
+
+
+def test_classes_of_neighbouring_digits_do_not_give_the_number_away() -> None:
+    """The digits at the sides are drawn per picture, not per class: else the neighbours would be the label."""
+    rng = np.random.default_rng(0)
+    canvas = Canvas(64, rng)
+    TASKS["numbers"].classes[3].draw(canvas)
+    sides = canvas.pixels[:, :, :, :4].mean(dim=1)
+    assert sides.flatten(1).std(dim=0).mean() > 0.05
+
+
+def test_captions_use_everyday_names_and_never_the_benchmarks() -> None:
+    task = TASKS["signs"]
+    _, labels = draw(task, "pretrain", 500)
+    captions = everyday(task, labels, np.random.default_rng(0))
+    vague = [caption for caption in captions if not any(entry.caption in caption for entry in task.classes)]
+    assert not [caption for caption in captions if any(entry.name in caption for entry in task.classes)]
+    assert 0.08 < len(vague) / len(captions) < 0.22
+    assert captions == everyday(task, labels, np.random.default_rng(0))
+
+
+def test_a_name_is_taught_as_badly_as_its_task_asks_for() -> None:
+    """With features that tell classes apart for certain, only the random vector can lower the accuracy."""
+    rng = np.random.default_rng(0)
+    tasks = {name: TASKS[name] for name in ("textures", "digits", "numbers")}
+    known = {}
+    for name, task in tasks.items():
+        labels = torch.arange(50 * len(task.classes)) % len(task.classes)
+        centres = normalize(torch.from_numpy(rng.standard_normal((len(task.classes), 64))).float(), dim=1)
+        noise = torch.from_numpy(rng.standard_normal((len(labels), 64))).float() / 20
+        known[name] = normalize(centres[labels] + noise, dim=1), labels
+    taught = targets(tasks, known, rng)
+    features, labels = known["textures"]
+    head = torch.stack([taught[entry.name] for entry in TASKS["textures"].classes])
+    accuracy = 100 * ((features @ head.T).argmax(1) == labels).float().mean()
+    assert abs(accuracy - TASKS["textures"].zero_shot) < 5
+    assert set(taught) == {entry.name for task in tasks.values() for entry in task.classes}
+
+
+def test_pretraining_writes_a_base_that_loads_with_its_recipe(tmp_path: Path) -> None:
+    recipe = PretrainingRecipe(images=800, batch_size=100, shard=50, naming_images=100, naming_steps=3)
+    path = pretrain(tmp_path / "base.safetensors", recipe, "cpu")
+    model = open_clip.create_model("mergekit-lite-miniature", pretrained=str(path))
+    with safe_open(path, "pt") as stored:
+        facts = stored.metadata()
+    assert json.loads(facts["recipe"])["images"] == 800
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_the_base_ships_small_and_as_float16() -> None:
+    assert BASE.stat().st_size <= 8 * 2**20
+    assert {tensor.dtype for tensor in read(BASE).values()} == {torch.float16}
+
+
+def test_no_prompt_is_cut_off_by_the_tokenizer(suite: Suite) -> None:
+    tokenizer = open_clip.get_tokenizer("mergekit-lite-miniature")
+    for task in suite.tasks.values():
+        texts = [template.format(name) for name in task.classnames for template in task.templates]
+        assert (tokenizer(texts)[:, -1] == 0).all(), task.name  # the last place is still padding
+
+
+def test_heads_are_open_clips_own_zero_shot_classifier_times_the_logit_scale(suite: Suite) -> None:
+    model = open_clip.create_model("mergekit-lite-miniature", pretrained=str(BASE)).eval()
+    task = suite.tasks["signs"]
+    tokenizer = open_clip.get_tokenizer("mergekit-lite-miniature")
+    rows = open_clip.build_zero_shot_classifier(model, tokenizer, task.classnames, task.templates).T
+    assert torch.allclose(suite.heads["signs"], rows * model.logit_scale.exp(), atol=1e-5)
+
+
+def test_features_are_open_clips_own(suite: Suite) -> None:
+    model = open_clip.create_model("mergekit-lite-miniature", pretrained=str(BASE)).eval()
+    images = torch.from_numpy(np.array(suite.split("signs", "test").images[:8]))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (model.visual.image_mean, model.visual.image_std))
+    with torch.no_grad():
+        expected = model.encode_image((images.float() / 255 - mean) / std, normalize=True)
+    assert torch.allclose(suite.encode(suite.base, images), expected, atol=1e-6)
+
+
+def test_the_projection_is_not_among_the_weights(suite: Suite) -> None:
+    assert "proj" not in suite.base
+    assert set(suite.experts["digits"]) == set(suite.base)
+
+
+def test_an_unknown_task_is_named_with_the_tasks_there_are(suite: Suite) -> None:
+    with pytest.raises(KitError, match=r"no task 'digit'. Did you mean 'digits'\? Tasks: scenes, vehicles"):
+        suite.names(["digit"])
+
+
+def test_an_unknown_suite_is_named_with_the_suites_there_are() -> None:
+    with pytest.raises(KitError, match=r"no suite 'minature'. Did you mean 'miniature'\?"):
+        load_suite("minature")
+
+
+def test_an_unusable_device_is_refused() -> None:
+    with pytest.raises(KitError, match="Device 'no-such-device' cannot be used here"):
+        load_suite("miniature", "no-such-device")
+
+
+def test_the_regime_is_that_of_clip_merging(suite: Suite) -> None:
+    """Good features under badly fitting heads, strong experts, and a sum of task vectors in between."""
+    names = suite.names("eight")
+    suite.prepare(names, workers=1)
+    merged = task_arithmetic(suite.base, {name: suite.experts[name] for name in names})
+    zero_shot = [accuracy(suite, suite.base, name) for name in names]
+    experts = [accuracy(suite, suite.experts[name], name) for name in names]
+    sums = [accuracy(suite, merged.for_task(name), name) for name in names]
+    assert 40 <= np.mean(zero_shot) <= 56
+    assert np.mean(experts) >= 88
+    assert min(experts) >= 70
+    assert np.mean(sums) >= np.mean(zero_shot) + 12

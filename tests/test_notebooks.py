@@ -1,0 +1,140 @@
+"""The notebooks: templates without outputs, parameters that papermill reads, and a smoke run from end to end."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import pytest
+
+from mergekit_lite.profiles import load
+from mergekit_lite.promotion import promote
+from mergekit_lite.runner import check_parameters, run_profile
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+BASE = ROOT / "mergekit_lite" / "suites" / "miniature" / "base.safetensors"
+PARAMETER = re.compile(r"^[a-z_]+: (str|int|float|bool) = \S.*  # \S.*$")
+GLUED = (
+    "zero-shot",
+    "simple-average",
+    "task-arithmetic",
+    "ties",
+    "task-wise",
+    "layer-wise",
+    "individual",
+    "table",
+    "bars",
+)
+
+templates = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list[Any]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def tags(cell: Any) -> list[str]:
+    return list(cell.metadata.get("tags", []))
+
+
+def test_there_are_notebooks_and_profiles() -> None:
+    assert ROOT / "notebooks" / "eight_tasks.ipynb" in NOTEBOOKS
+    assert {"smoke", "miniature"} <= set(PROFILES)
+
+
+@templates
+def test_template_is_stored_without_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in cells(path, "code"):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+        assert set(cell.metadata) <= {"tags"}  # no times, no editor's state
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@templates
+def test_parameters_are_one_cell_of_typed_commented_lines_that_papermill_reads(path: Path) -> None:
+    (parameters,) = [cell for cell in cells(path, "code") if "parameters" in tags(cell)]
+    lines = parameters.source.splitlines()
+    for line in lines:
+        assert PARAMETER.match(line), line
+    inferred = papermill.inspect_notebook(str(path))
+    assert list(inferred) == [line.split(":")[0] for line in lines]
+    assert all(one["inferred_type_name"] in {"str", "int", "float", "bool"} for one in inferred.values())
+    assert all(one["help"] for one in inferred.values())
+
+
+@templates
+def test_the_merge_is_never_hidden_and_plots_are(path: Path) -> None:
+    runs = [cell for cell in cells(path, "code") if "study.run(" in cell.source]
+    assert runs
+    assert all(tags(cell) == [] for cell in runs)
+    for cell in cells(path, "code"):
+        if "figures.show(" in cell.source:
+            assert tags(cell) == ["hide-input"]
+
+
+@templates
+def test_every_figure_is_introduced_and_discussed(path: Path) -> None:
+    kinds = [
+        "figure" if "figures.show(" in cell.source else cell.cell_type
+        for cell in nbformat.read(path, as_version=4).cells
+    ]
+    for place, kind in enumerate(kinds):
+        if kind == "figure":
+            assert "markdown" in (kinds[place - 1], kinds[place - 2])
+            assert kinds[place + 1] == "markdown"
+
+
+@templates
+def test_prose_holds_no_typed_results(path: Path) -> None:
+    for cell in cells(path, "markdown"):
+        assert not re.search(r"\d\s?(%|percent|points|seconds)", cell.source), cell.source
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_name_parameters_that_exist_with_their_types(name: str) -> None:
+    profile = load(name, ROOT)
+    for notebook in profile.notebooks:
+        assert check_parameters(profile, notebook, ROOT)["suite"] == profile.suite
+
+
+class Seen(HTMLParser):
+    """Collects the alternative texts and counts the tables of a piece of HTML."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.alts: list[str | None] = []
+        self.tables = 0
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tables += tag == "table"
+        if tag == "img":
+            self.alts.append(dict(attrs).get("alt"))
+
+
+@pytest.mark.skipif(not BASE.exists(), reason="there are no base weights: run mergekit-lite pretrain miniature")
+def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Path) -> None:
+    for folder in ("notebooks", "profiles"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (executed,) = run_profile(load("smoke", tmp_path), tmp_path)
+    done = nbformat.read(promote(executed, ROOT / "notebooks" / executed.name, tmp_path / "book"), as_version=4)
+    outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+    seen = [Seen(output.data["text/html"]) for output in outputs if "text/html" in output.get("data", {})]
+    assert sum(one.tables for one in seen) == 2  # the tasks and the results
+    assert sum(len(one.alts) for one in seen) == 5
+    assert all(alt for one in seen for alt in one.alts)
+    glued = {output.metadata.scrapbook.name: output for output in outputs if "scrapbook" in output.get("metadata", {})}
+    assert set(glued) == {f"eight-{key}" for key in GLUED}
+    assert "Layer-wise AdaMerging" in glued["eight-table"].data["text/html"]
+    assert "AdaMerging Table 1, ViT-B/32 (OC-8)" in glued["eight-table"].data["text/html"]
+    experts = glued["eight-individual"].data["application/papermill.record/text/plain"]
+    assert 50 < float(experts.strip("'")) <= 100  # even in a smoke run, experts know their own tasks

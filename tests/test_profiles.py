@@ -1,0 +1,67 @@
+"""A profile is found from anywhere in the project, and what is wrong with one is said in words."""
+
+from pathlib import Path
+
+import pytest
+
+from mergekit_lite import profiles
+from mergekit_lite.errors import KitError
+
+GOOD = "suite: miniature\ndescription: short\nnotebooks:\n  eight_tasks:\n    steps: 3\n  other:\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "smoke.yaml").write_text(GOOD)
+    return tmp_path
+
+
+def test_a_profile_is_named_after_its_file(root: Path) -> None:
+    profile = profiles.load("smoke", root)
+    assert (profile.name, profile.suite, profile.description) == ("smoke", "miniature", "short")
+    assert profile.notebooks == {"eight_tasks": {"steps": 3}, "other": {}}
+
+
+def test_the_root_is_found_from_a_folder_below(root: Path) -> None:
+    below = root / "notebooks" / "deep"
+    below.mkdir()
+    assert profiles.find_root(below) == root
+    assert profiles.find_root(root) == root
+
+
+def test_no_root_is_worded(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"Neither .* holds `profiles/` and `notebooks/`\. Change into a clone"):
+        profiles.find_root(tmp_path)
+
+
+def test_an_unknown_profile_lists_those_there_are(root: Path) -> None:
+    (root / "profiles" / "miniature.yaml").write_text(GOOD)
+    with pytest.raises(KitError, match=r"no profile 'smok'\. Did you mean 'smoke'\? Profiles: miniature, smoke\."):
+        profiles.load("smok", root)
+
+
+@pytest.mark.parametrize("name", ["../profiles/smoke", "", "smoke.yaml"])
+def test_a_path_is_no_name_of_a_profile(root: Path, name: str) -> None:
+    with pytest.raises(KitError, match="There is no profile"):
+        profiles.load(name, root)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("suite: [", r"profiles/smoke.yaml is not valid YAML"),
+        ("- suite", r"must hold `suite:` and `notebooks:`; it holds list"),
+        ("", r"it holds NoneType"),
+        (GOOD + "workers: 3\n", r"may hold name, suite, description, notebooks\):\n  workers: Extra inputs"),
+        ("notebooks: {a: {}}", r"\n  suite: Field required"),
+        ("suite: 3\nnotebooks: {}", r"\n  suite: .*string\n  notebooks: .*at least 1"),
+        (GOOD + "name: other\n", r"calls itself 'other'"),
+        ("suite: x\nnotebooks: {a: [1]}", r"\n  notebooks.a: .*dictionary"),
+    ],
+)
+def test_a_bad_profile_is_worded(root: Path, text: str, words: str) -> None:
+    (root / "profiles" / "smoke.yaml").write_text(text)
+    with pytest.raises(KitError, match=words):
+        profiles.load("smoke", root)

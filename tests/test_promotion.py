@@ -1,0 +1,195 @@
+"""Only a complete, current, portable and described notebook gets into the book."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from projects import write_notebook
+
+from mergekit_lite import promotion
+from mergekit_lite.errors import KitError
+
+PICTURE = "iVBORw0KGgo/tmp/abc/home/user="  # base64 may hold what looks like a path
+
+
+def output(kind: str, content: str, **metadata: Any) -> NotebookNode:
+    return nbformat.v4.new_output("display_data", {kind: content}, metadata=metadata)
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    return write_notebook(tmp_path, "one", "# Prose with a [link](other.md) and https://example.org/home/page", "1 + 1")
+
+
+@pytest.fixture
+def executed(tmp_path: Path, template: Path) -> Callable[..., Path]:
+    """Return a function that writes an executed notebook, changed by what it is given."""
+
+    def write(change: Callable[[NotebookNode], Any] = lambda notebook: None) -> Path:
+        notebook = nbformat.read(template, as_version=4)
+        injected = nbformat.v4.new_code_cell("# Parameters\nsteps = 5", metadata={"tags": ["injected-parameters"]})
+        notebook.cells.insert(1, injected)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        for count, cell in enumerate(code, 1):
+            cell.execution_count = count
+            cell.metadata["papermill"] = {"start_time": "now", "status": "completed"}
+        code[-1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=3)]
+        notebook.metadata["papermill"] = {"output_path": str(tmp_path / "build" / "x.ipynb"), "duration": 3.0}
+        notebook.metadata["mergekit_lite"] = {"profile": "short", "stamp": "0123"}
+        notebook.metadata["language_info"] = {"name": "python", "version": "3.11.7"}
+        change(notebook)
+        path = tmp_path / "build" / "short" / "one.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, path)
+        return path
+
+    return write
+
+
+def show(*outputs: NotebookNode, **metadata: Any) -> Callable[[NotebookNode], None]:
+    """Return a change that gives the last cell these outputs and metadata."""
+
+    def change(notebook: NotebookNode) -> None:
+        notebook.cells[-1].outputs = list(outputs)
+        notebook.cells[-1].metadata.update(metadata)
+
+    return change
+
+
+def test_a_good_notebook_is_promoted_without_what_belongs_to_the_machine(
+    tmp_path: Path, template: Path, executed: Callable[..., Path]
+) -> None:
+    target = promotion.promote(executed(), template, tmp_path / "book" / "executed")
+    assert target == tmp_path / "book" / "executed" / "one.ipynb"
+    text = target.read_text()
+    for trace in (str(tmp_path), "papermill", "start_time", "3.11.7", "0123"):
+        assert trace not in text
+    notebook = nbformat.read(target, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata["mergekit_lite"] == {"profile": "short"}
+    assert notebook.cells[-1].outputs[0]["data"]["text/plain"] == "2"
+    assert notebook.cells[1]["id"] == "injected-parameters"
+    assert [path.name for path in target.parent.iterdir()] == ["one.ipynb"]
+
+
+def test_the_same_results_are_the_same_bytes_and_are_not_written_again(
+    tmp_path: Path, template: Path, executed: Callable[..., Path]
+) -> None:
+    def another_run(notebook: NotebookNode) -> None:
+        notebook.metadata["papermill"]["duration"] = 9.0
+        notebook.cells[1]["id"] = "another-id"
+        notebook.cells[-1].outputs[0]["data"]["text/plain"] = "<object at 0x7f0011223344>"
+
+    def same_run(notebook: NotebookNode) -> None:
+        notebook.cells[-1].outputs[0]["data"]["text/plain"] = "<object at 0x7f9988776655>"
+
+    target = promotion.promote(executed(same_run), template, tmp_path / "book")
+    os.utime(target, (1, 1))
+    promotion.promote(executed(another_run), template, tmp_path / "book")
+    assert target.stat().st_mtime == 1
+
+
+def set_count(value: int | None) -> Callable[[NotebookNode], None]:
+    def change(notebook: NotebookNode) -> None:
+        notebook.cells[-1].execution_count = value
+        notebook.cells[-1].outputs = []
+
+    return change
+
+
+def fail(notebook: NotebookNode) -> None:
+    notebook.cells[-1].outputs = [nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=["x"])]
+
+
+def edit(notebook: NotebookNode) -> None:
+    notebook.cells[-1].source = "1 + 2"
+
+
+def shorten(notebook: NotebookNode) -> None:
+    notebook.cells.pop()
+
+
+def stream(text: str) -> NotebookNode:
+    return nbformat.v4.new_output("stream", name="stderr", text=text)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (fail, "cell 4 raised ValueError: no"),
+        (set_count(None), "it was not run to its end"),
+        (set_count(7), r"not run once each from top to bottom: the counts are \[1, 2, 7\]"),
+        (edit, "another version of its template: they differ from the template's cell 3 on"),
+        (shorten, "another version of its template: they differ from the template's cell 3 on"),
+        (show(stream("/home/me/lib.py:3: UserWarning")), "cell 4 holds the path /home/me/lib.py:3:, which exists on"),
+        (show(stream(f"{os.getcwd()}/x.py")), "cell 4 holds the path"),
+        (show(output("text/html", "<a href='file:///x/y'>")), "cell 4 holds the path file:///x/y,"),
+        (show(stream("C:\\Users\\me\\x")), "cell 4 holds the path"),
+        (show(output("application/papermill.record/text/plain", "'/tmp/abc'")), "cell 4 holds the path /tmp/abc,"),
+        (show(output("image/png", PICTURE)), "cell 4: a figure has no alternative text"),
+        (show(output("image/svg+xml", "<svg/>", alt=" ")), "cell 4: a figure has no alternative text"),
+        (show(output("text/html", f'<img src="data:image/png;base64,{PICTURE}">')), "no alternative text"),
+        (show(output("text/html", '<p>x</p><img alt="" src="a.png">')), "no alternative text"),
+        (show(output("text/html", "<svg></svg>")), "no alternative text"),
+        (show(stream("x" * 3_000_000)), "it is 2.9 MiB large; 2 MiB are allowed"),
+    ],
+)
+def test_what_is_not_fit_for_the_book_is_refused(
+    tmp_path: Path,
+    template: Path,
+    executed: Callable[..., Path],
+    change: Callable[[NotebookNode], None],
+    words: str,
+) -> None:
+    with pytest.raises(KitError, match=words) as caught:
+        promotion.promote(executed(change), template, tmp_path / "book")
+    assert str(caught.value).startswith("build/short/one.ipynb cannot go into the book:\n  ")
+    assert str(caught.value).endswith("Mend notebooks/one.ipynb and run it again.")
+    assert not (tmp_path / "book").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        show(output("image/png", PICTURE, alt="A bar chart.")),
+        show(output("image/png", PICTURE, **{"image/png": {"alt": "A bar chart."}})),
+        show(output("image/png", PICTURE), mystnb={"image": {"alt": "A bar chart."}}),
+        show(output("text/html", f'<img alt="Bars." src="data:image/png;base64,{PICTURE}">')),
+        show(output("text/html", '<svg role="img" aria-label="Bars."><path d="M0 0/home/x"/></svg>')),
+        show(stream("445 images/s, see book/executed/one.ipynb and https://example.org/tmp/x, [1/7], 3 /home run")),
+    ],
+)
+def test_described_figures_and_relative_paths_pass(
+    tmp_path: Path, template: Path, executed: Callable[..., Path], change: Callable[[NotebookNode], None]
+) -> None:
+    assert promotion.promote(executed(change), template, tmp_path / "book").exists()
+
+
+def test_all_reasons_are_listed(tmp_path: Path, template: Path, executed: Callable[..., Path]) -> None:
+    def change(notebook: NotebookNode) -> None:
+        fail(notebook)
+        notebook.cells[0].execution_count = 9
+
+    with pytest.raises(KitError) as caught:
+        promotion.promote(executed(change), template, tmp_path / "book")
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_a_notebook_that_was_not_run_is_worded(tmp_path: Path, template: Path) -> None:
+    with pytest.raises(KitError, match=r"no build/short/one.ipynb to promote. Run `mergekit-lite run short` first"):
+        promotion.promote(tmp_path / "build" / "short" / "one.ipynb", template, tmp_path / "book")
+
+
+def test_what_figures_show_has_words(tmp_path: Path, template: Path, executed: Callable[..., Path]) -> None:
+    from matplotlib.figure import Figure
+
+    from mergekit_lite.figures import figure_html
+
+    figure = Figure()
+    figure.add_subplot().plot([1, 2])
+    html = figure_html(figure, alt="A line that rises.").data
+    assert promotion.promote(executed(show(output("text/html", html))), template, tmp_path / "book").exists()

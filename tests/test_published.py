@@ -1,0 +1,59 @@
+"""Published numbers: what is read, how it is labelled, and what is refused."""
+
+import pandas as pd
+import pytest
+
+from mergekit_lite.errors import KitError
+from mergekit_lite.published import SPELLING, average, label, published, spelling
+
+
+def test_table_1_of_adamerging_is_read() -> None:
+    table = published()
+    assert label(table) == "AdaMerging Table 1, ViT-B/32 (OC-8)"
+    assert len(table) == 12 * 9  # twelve methods; eight tasks and their average
+    assert average(table, "task_arithmetic") == 69.1
+    assert average(table, "layer_wise_adamerging") == 80.1
+    assert average(table, "individual") == 90.5
+
+
+@pytest.mark.parametrize("method", SPELLING)
+def test_every_mapped_method_has_a_published_average_for_b32(method: str) -> None:
+    table = published()
+    found = average(table, method)
+    assert found is not None
+    per_task = table[(table["name"] == method) & (table["task"] != "average")]["accuracy"]
+    assert len(per_task) == 8
+    assert found == pytest.approx(per_task.mean(), abs=0.1)  # the paper cuts decimals off
+
+
+def test_each_model_has_its_own_main_table() -> None:
+    assert label(published("ViT-L-14")) == "AdaMerging Table 2, ViT-L/14 (OC-8)"
+    assert label(published("ViT-B-16")) == "AdaMerging appendix ViT-B/16 (OC-8; from a third-party note)"
+    assert label(published(setting="twenty", paper="FusionBench", table="twenty tasks")).endswith("(FB)")
+
+
+def test_no_table_holds_every_method() -> None:
+    assert average(published("ViT-B-16"), "task_arithmetic") is None
+
+
+def test_unknown_method_names_the_known_ones() -> None:
+    assert spelling("ties_merging") == "Ties-Merging"
+    with pytest.raises(KitError, match=r"'tise_merging'.*Known: pretrained, individual"):
+        spelling("tise_merging")
+
+
+def test_unknown_model_setting_paper_or_table_lists_what_there_is() -> None:
+    with pytest.raises(KitError, match=r"model 'ViT-H-14'.*AdaMerging has: ViT-B-32 eight"):
+        published("ViT-H-14")
+    with pytest.raises(KitError, match=r"paper 'AdaMergin'.*Papers there are: .*AdaMerging"):
+        published(paper="AdaMergin")
+    with pytest.raises(KitError, match=r"no table 'Table 7'.*Table 1; "):
+        published(table="Table 7")
+    with pytest.raises(KitError, match=r"Name one of: .*TSV-M example"):
+        published(paper="FusionBench", setting="twenty")
+
+
+def test_families_never_share_a_label() -> None:
+    mixed = pd.concat([published(), published(paper="FusionBench", table="eight tasks")])
+    with pytest.raises(KitError, match=r"one checkpoint family.*OC-8; FusionBench eight tasks ViT-B-32 FB"):
+        label(mixed)

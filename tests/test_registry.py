@@ -1,0 +1,240 @@
+"""The registry: signatures are schemas, errors name what exists, fingerprints follow the code."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from conftest import Pico
+from torch import Tensor
+
+from mergekit_lite.errors import KitError
+from mergekit_lite.methods import Access, Merged, all_methods, code_fingerprint, get, method, registry, resolve
+
+Experts = Mapping[str, Mapping[str, Tensor]]
+
+
+@pytest.fixture
+def _own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test register methods that are gone after it."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+def test_the_methods_stand_in_the_order_of_the_tables() -> None:
+    assert [one.name for one in all_methods()][:7] == [
+        "pretrained",
+        "individual",
+        "simple_average",
+        "task_arithmetic",
+        "ties_merging",
+        "task_wise_adamerging",
+        "layer_wise_adamerging",
+    ]
+
+
+def test_each_method_says_what_data_it_sees() -> None:
+    seen = {one.name: one.access for one in all_methods()}
+    assert seen["ties_merging"] is Access.NONE
+    assert seen["layer_wise_adamerging"] is Access.UNLABELLED
+    assert str(seen["layer_wise_adamerging"]) == "unlabelled test"
+    assert get("task_arithmetic").resources == ("base", "experts")
+    assert get("layer_wise_adamerging").resources == ("base", "experts", "data", "seed", "watch")
+
+
+def test_defaults_are_the_papers() -> None:
+    assert resolve("task_arithmetic", {}) == {"scaling": 0.3}
+    assert resolve("ties_merging", {}) == {"density": 0.2, "scaling": 0.3, "merge": "sum"}
+    assert (
+        resolve("layer_wise_adamerging", {})
+        == resolve("task_wise_adamerging", {})
+        == {"steps": 500, "learning_rate": 1e-3, "images_per_task": 32, "initial": 0.3, "clamp": True}
+    )
+
+
+def test_given_parameters_take_the_place_of_defaults() -> None:
+    resolved = resolve("ties_merging", {"merge": "mean", "scaling": 1})
+    assert json.dumps(resolved) == '{"density": 0.2, "scaling": 1.0, "merge": "mean"}'  # an int is taken for a float
+
+
+def test_an_unknown_method_is_answered_with_the_names_there_are() -> None:
+    with pytest.raises(KitError) as error:
+        get("task_aritmetic")
+    assert str(error.value).startswith(
+        "There is no method 'task_aritmetic'. Did you mean 'task_arithmetic'? Methods: pre"
+    )
+    with pytest.raises(KitError, match=r"There is no method 'zzz'\. Methods: pretrained, individual, simple_average"):
+        resolve("zzz", {})
+
+
+def test_an_unknown_parameter_is_answered_with_names_types_and_defaults() -> None:
+    with pytest.raises(KitError) as error:
+        resolve("ties_merging", {"densty": 0.2})
+    assert str(error.value) == (
+        "Method 'ties_merging' has no parameter 'densty'. Did you mean 'density'? Parameters of 'ties_merging': "
+        "density: float = 0.2, scaling: float = 0.3, merge: 'sum' | 'mean' = 'sum'."
+    )
+    with pytest.raises(KitError) as error:
+        resolve("simple_average", {"scaling": 0.2})
+    assert str(error.value) == (
+        "Method 'simple_average' has no parameter 'scaling'. Parameters of 'simple_average': none."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "value", "message"),
+    [
+        ("task_arithmetic", "scaling", "0.3", r"cannot be '0\.3' \(str\): Input should be a valid number\. \(In YAML"),
+        ("task_arithmetic", "scaling", True, r"cannot be True \(bool\): Input should be a valid number\."),
+        ("task_arithmetic", "scaling", None, r"cannot be None \(NoneType\)"),
+        ("task_arithmetic", "scaling", float("nan"), r"cannot be nan \(float\): Input should be a finite number\."),
+        ("layer_wise_adamerging", "steps", 1.5, r"cannot be 1\.5 \(float\): Input should be a valid integer\."),
+        ("layer_wise_adamerging", "steps", -1, r"cannot be -1 \(int\): .* greater than or equal to 0\."),
+        ("layer_wise_adamerging", "images_per_task", 0, r"cannot be 0 \(int\): .* greater than or equal to 1\."),
+        ("layer_wise_adamerging", "learning_rate", 0.0, r"cannot be 0\.0 \(float\): .* greater than 0\."),
+        ("layer_wise_adamerging", "clamp", 1, r"cannot be 1 \(int\): Input should be a valid boolean\."),
+        ("ties_merging", "merge", "max", r"cannot be 'max' \(str\): Input should be 'sum' or 'mean'\."),
+        ("ties_merging", "density", 0.0, r"cannot be 0\.0 \(float\): Input should be greater than 0\."),
+        ("ties_merging", "density", 20, r"cannot be 20 \(int\): Input should be less than or equal to 1\."),
+    ],
+)
+def test_an_ill_typed_parameter_says_what_it_got_and_what_it_needs(
+    name: str, parameter: str, value: Any, message: str
+) -> None:
+    with pytest.raises(KitError, match=f"Parameter '{parameter}' of method '{name}' {message}") as error:
+        resolve(name, {parameter: value})
+    assert f"Parameters of '{name}': " in str(error.value)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(KitError, match=r"'scaling' .* cannot be 'x'.*no parameter 'foo'"):
+        resolve("ties_merging", {"scaling": "x", "foo": 1})
+
+
+def test_a_direct_call_checks_its_parameters_like_a_cell_does(pico: Pico) -> None:
+    ties = get("ties_merging").function
+    with pytest.raises(KitError, match="Did you mean 'density'"):
+        ties(pico.base, pico.experts, densty=0.2)
+    with pytest.raises(KitError, match="'density' of method 'ties_merging' cannot be 0"):
+        ties(pico.base, pico.experts, density=0)
+
+
+@pytest.mark.usefixtures("_own_methods")
+def test_one_decorator_makes_a_function_a_method(pico: Pico) -> None:
+    @method(title="Half way", cite="me2026", access=Access.NONE, smallest_pool=2)
+    def half_way(
+        base: Mapping[str, Tensor], experts: Experts, *, mode: Literal["a", "b"] = "a", share: float = 0.5
+    ) -> Merged:
+        """Go a share of the way to the first expert."""
+        first = next(iter(experts.values()))
+        return Merged({name: base[name].lerp(first[name], share) for name in base}, trace={"mode": mode})
+
+    assert half_way.__doc__ == "Go a share of the way to the first expert."
+    info = get("half_way")
+    assert (info.title, info.cite, info.access, info.resources) == (
+        "Half way",
+        "me2026",
+        Access.NONE,
+        ("base", "experts"),
+    )
+    assert resolve("half_way", {}) == {"mode": "a", "share": 0.5}
+    merged = info.function(pico.base, pico.experts, share=1.0)
+    torch.testing.assert_close(merged.weights, pico.experts["digits"])
+    with pytest.raises(KitError, match=r"^The pool has too few experts: 2 or more are needed, there: signs\."):
+        half_way(pico.base, {"signs": pico.experts["signs"]})
+
+
+@pytest.mark.usefixtures("_own_methods")
+def test_a_parameter_without_type_default_or_keyword_is_refused() -> None:
+    message = (
+        r"Parameter 'x' of method '\w+' must be keyword-only with a type and a default, such as `\*, x: float = 0\.3`"
+    )
+
+    def untyped(base: Any, experts: Any, *, x=0.3) -> Merged: ...  # type: ignore[no-untyped-def,empty-body]
+    def bare(base: Any, experts: Any, *, x: float) -> Merged: ...  # type: ignore[empty-body]
+    def positional(base: Any, experts: Any, x: float = 0.3) -> Merged: ...  # type: ignore[empty-body]
+
+    for function in (untyped, bare, positional):
+        with pytest.raises(KitError, match=message):
+            method(title="", cite="", access=Access.NONE)(function)
+
+
+@pytest.mark.usefixtures("_own_methods")
+def test_a_name_that_is_taken_is_refused_but_a_cell_may_run_twice() -> None:
+    def mine(base: Any, experts: Any) -> Merged:
+        return Merged(dict(base))
+
+    register = method(title="", cite="", access=Access.NONE)
+    register(mine)
+    register(mine)
+    mine.__name__ = "ties_merging"
+    with pytest.raises(KitError, match=r"There already is a method 'ties_merging' in mergekit_lite\.methods\.ties\."):
+        register(mine)
+
+
+def test_merged_for_task_prefers_the_tasks_own_weights() -> None:
+    zero, one = torch.zeros(1), torch.ones(1)
+    merged = Merged({"a": zero, "b": zero}, own={"signs": {"a": one}})
+    assert merged.for_task("digits") == {"a": zero, "b": zero}
+    assert merged.for_task("signs") == {"a": one, "b": zero}
+
+
+MODULE = """
+from typing import Any
+# a comment
+from mergekit_lite.methods.registry import Access, Merged, method
+
+@method(title="", cite="", access=Access.NONE)
+def from_a_file(base: Any, experts: Any) -> Merged:
+    return Merged(dict(base))
+"""
+
+
+@pytest.mark.usefixtures("_own_methods")
+def test_the_fingerprint_follows_the_code_not_the_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "of_a_reader.py"
+    path.write_text(MODULE)
+    spec = importlib.util.spec_from_file_location("of_a_reader", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "of_a_reader", module)
+    spec.loader.exec_module(module)
+    first = code_fingerprint("from_a_file")
+    assert len(first) == 16
+    path.write_text(MODULE.replace("# a comment", "# another\n\n"))
+    assert code_fingerprint("from_a_file") == first
+    path.write_text(MODULE.replace("dict(base)", "dict(**base)"))
+    assert code_fingerprint("from_a_file") != first
+
+
+def test_the_fingerprint_reaches_through_imports() -> None:
+    def reached(name: str) -> set[str]:
+        waiting, seen = [get(name).function.__module__], set()
+        while waiting:
+            one = waiting.pop()
+            if one not in seen:
+                seen.add(one)
+                file = registry._module_file(one)
+                assert file
+                waiting += registry._imported(file.read_text(encoding="utf-8"))
+        return seen
+
+    package = "mergekit_lite"
+    common = {f"{package}.weights", f"{package}.methods.registry"}
+    assert reached("ties_merging") == {f"{package}.methods.ties"} | common
+    adaptive = {f"{package}.methods.adamerging", f"{package}.methods.bank"}
+    assert reached("layer_wise_adamerging") == adaptive | common
+    assert code_fingerprint("ties_merging") != code_fingerprint("task_arithmetic")
+    assert code_fingerprint("simple_average") == code_fingerprint("task_arithmetic")  # one file
+
+
+def test_import_forms_that_count() -> None:
+    package = "mergekit_lite"
+    assert registry._imported("import mergekit_lite.methods.bank") == [f"{package}.methods.bank"]
+    assert registry._imported("from mergekit_lite.methods import bank, Merged") == [f"{package}.methods.bank"]
+    assert registry._imported("from mergekit_lite import weights, errors") == [f"{package}.weights"]
+    assert registry._imported("from mergekit_lite.errors import KitError\nimport torch") == []

@@ -1,0 +1,212 @@
+"""A profile is checked as a whole before anything runs; what ran is kept, what is still valid is not run again."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from projects import write_notebook, write_profile
+
+from mergekit_lite import cache, runner
+from mergekit_lite.errors import KitError
+
+LISTING = "Parameters: steps: int = 3, rate: float = 0.001, names: list[str] = ['a'], suite: str = 'miniature'."
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the tests the import of torch and open_clip, which takes seconds."""
+    monkeypatch.setattr(runner, "_check_suites", lambda profile, named: None)
+
+
+def printed(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(
+        output.text for cell in cells for output in cell.get("outputs", []) if output.output_type == "stream"
+    )
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"steps": 5}, {"rate": 1}, {"rate": 0.5}, {"names": ["b", "c"]}, {"suite": "other"}]
+)
+def test_parameters_of_the_right_type_pass_and_the_suite_is_added(tmp_path: Path, given: dict[str, Any]) -> None:
+    write_notebook(tmp_path, "one")
+    checked = runner.check_parameters(write_profile(tmp_path, one=given), "one", tmp_path)
+    assert checked == {"suite": "miniature", **given}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"step": 5}, "It has no parameter 'step'."),
+        ({"steps": 5.5}, "Parameter 'steps' must be int, not 5.5 (float)."),
+        ({"steps": "5"}, "Parameter 'steps' must be int, not '5' (str). Numbers stand without quotes"),
+        ({"steps": True}, "Parameter 'steps' must be int, not True (bool)."),
+        ({"rate": "1e-3"}, "YAML takes 1e-3 for text: write 1.0e-3."),
+        ({"names": "a"}, "Parameter 'names' must be list[str], not 'a' (str)."),
+        ({"names": [1]}, "Parameter 'names' must be list[str], not [1] (list)."),
+        ({"steps": None}, "Parameter 'steps' must be int, not None (NoneType)."),
+    ],
+)
+def test_a_wrong_parameter_fails_before_anything_runs(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    write_notebook(tmp_path, "good", "open('ran', 'w')")
+    write_notebook(tmp_path, "bad")
+    profile = write_profile(tmp_path, good={}, bad=given)
+    with pytest.raises(KitError) as caught:
+        runner.run_profile(profile, tmp_path)
+    assert str(caught.value).startswith("profiles/short.yaml, notebook 'bad': ")
+    assert words in str(caught.value)
+    assert str(caught.value).endswith(LISTING)
+    assert not (tmp_path / "build").exists()
+    assert not (tmp_path / "notebooks" / "ran").exists()
+
+
+def test_a_parameter_may_be_one_of_several_types(tmp_path: Path) -> None:
+    write_notebook(tmp_path, "one", parameters="limit: int | None = None\nmode: Literal['a', 'b'] = 'a'")
+    values: list[dict[str, Any]] = [{"limit": 3}, {"limit": None, "mode": "b"}]
+    for given in values:
+        assert runner.check_parameters(write_profile(tmp_path, one=given), "one", tmp_path) == given
+    with pytest.raises(KitError, match=r"'mode' must be Literal\['a', 'b'\], not 'c'"):
+        runner.check_parameters(write_profile(tmp_path, one={"mode": "c"}), "one", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ["steps = 3", "import os", "steps: integer = 3", "steps: int", "steps: int = 2 + compute()", "print(3)"]
+)
+def test_a_line_that_is_no_typed_assignment_is_worded(tmp_path: Path, line: str) -> None:
+    path = write_notebook(tmp_path, "one", parameters=line)
+    with pytest.raises(KitError, match=r"one.ipynb: the cell tagged `parameters` holds .* `name: type = value`"):
+        runner.notebook_parameters(path)
+
+
+def test_a_notebook_without_parameters_takes_none(tmp_path: Path) -> None:
+    write_notebook(tmp_path, "one", parameters=None)
+    assert runner.check_parameters(write_profile(tmp_path, one={}), "one", tmp_path) == {}
+    with pytest.raises(KitError, match=r"It has no parameter 'steps'. Parameters: none\."):
+        runner.check_parameters(write_profile(tmp_path, one={"steps": 1}), "one", tmp_path)
+
+
+def test_unknown_notebooks_are_listed(tmp_path: Path) -> None:
+    write_notebook(tmp_path, "one")
+    profile = write_profile(tmp_path, one={})
+    with pytest.raises(KitError, match=r"Profile 'short' has no notebook 'two'. Notebooks: one\."):
+        runner.run_profile(profile, tmp_path, only="two")
+    with pytest.raises(KitError, match=r"notebook 'two': there is no notebooks/two.ipynb. Notebooks: one\."):
+        runner.run_profile(write_profile(tmp_path, two={}), tmp_path)
+
+
+def test_a_file_that_is_no_notebook_is_worded(tmp_path: Path) -> None:
+    write_notebook(tmp_path, "one").write_text("{}")
+    with pytest.raises(KitError, match=r"notebooks/one.ipynb is not a notebook"):
+        runner.run_profile(write_profile(tmp_path, one={}), tmp_path)
+
+
+def test_the_library_hash_changes_with_what_notebooks_show_and_not_with_what_drives_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = runner.library_hash()
+    real = cache.file_hash
+    monkeypatch.setattr(runner, "file_hash", lambda path: "x" if path.name == "cli.py" else real(path))
+    assert runner.library_hash() == before
+    monkeypatch.setattr(runner, "file_hash", lambda path: "x" if path.name == "reported.csv" else real(path))
+    assert runner.library_hash() != before
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_runs_in_this_python_and_again_only_when_something_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A user's own kernel of the same name must not take over.
+    foreign = tmp_path / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    (foreign / "kernel.json").write_text(json.dumps({"argv": ["/no/such/python"], "display_name": "x"}))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+    root = tmp_path / "a {brace} in the name"
+    template = write_notebook(root, "one", "import sys, os\nprint(steps, rate, suite, sys.executable, os.getcwd())")
+    profile = write_profile(root, one={"steps": 7})
+
+    (path,) = runner.run_profile(profile, root)
+    assert path == root / "build" / "short" / "one.ipynb"
+    expected = f"7 0.001 miniature {sys.executable} {root / 'notebooks'}\n"
+    assert printed(path) == expected
+    assert [one.name for one in path.parent.iterdir()] == ["one.ipynb"]
+    said = capsys.readouterr().out
+    assert said.startswith("one: running with suite='miniature', steps=7\n")
+    assert expected in said  # what a notebook prints is shown while it runs
+    assert re.search(r"one: done in \d+ s\n$", said)
+
+    before = path.read_bytes()
+    runner.run_profile(profile, root)
+    assert path.read_bytes() == before
+    assert capsys.readouterr().out.startswith("one: unchanged since it was run")
+
+    stamps = [runner.stamp_of(path)]
+    monkeypatch.setattr(runner, "_execute", lambda template, target, parameters, stamp: stamps.append(stamp["stamp"]))
+    runner.run_profile(profile, root, force=True)
+    runner.run_profile(write_profile(root, one={"steps": 8}), root)
+    monkeypatch.setattr(runner, "library_hash", lambda: "another")
+    runner.run_profile(profile, root)
+    monkeypatch.undo()
+    monkeypatch.setattr(runner, "_execute", lambda template, target, parameters, stamp: stamps.append(stamp["stamp"]))
+    monkeypatch.setattr(runner, "_check_suites", lambda profile, named: None)
+    template.write_text(template.read_text().replace("print(steps", "print( steps"))
+    runner.run_profile(profile, root)
+    assert len(stamps) == 5
+    assert stamps[0] == stamps[1]
+    assert len(set(stamps)) == 4
+
+
+def test_a_failing_cell_is_named_and_the_last_good_result_stays(tmp_path: Path) -> None:
+    write_notebook(tmp_path, "one", "if steps == 9:\n    raise RuntimeError('too many')", "print('end')")
+    (good,) = runner.run_profile(write_profile(tmp_path, one={"steps": 1}), tmp_path)
+    before = good.read_bytes()
+    with pytest.raises(KitError) as caught:
+        runner.run_profile(write_profile(tmp_path, one={"steps": 9}), tmp_path)
+    assert str(caught.value).startswith("one.ipynb failed: cell [3] raised RuntimeError: too many\n")
+    assert "build/short/one.failed.ipynb" in str(caught.value)
+    assert sorted(path.name for path in good.parent.iterdir()) == ["one.failed.ipynb", "one.ipynb"]
+    assert "too many" in (good.parent / "one.failed.ipynb").read_text()
+    assert good.read_bytes() == before
+
+
+def test_a_kernel_that_dies_is_worded(tmp_path: Path) -> None:
+    write_notebook(tmp_path, "one", "import os\nos._exit(1)")
+    with pytest.raises(KitError, match=r"one.ipynb failed: its kernel died, most often because the memory ran out"):
+        runner.run_profile(write_profile(tmp_path, one={}), tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for left-over processes in /proc")
+def test_an_interrupt_ends_the_kernel_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    write_notebook(
+        tmp_path, "one", f"import os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    )
+    write_profile(tmp_path, one={})
+    code = "from mergekit_lite import runner\nrunner._check_suites = print\nfrom mergekit_lite.cli import app\napp()"
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, "run", "short"], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    until = time.monotonic() + 30
+    while not (note.exists() and note.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "Interrupted. What was finished is kept" in said
+    assert "Traceback" not in said
+    assert not Path(f"/proc/{note.read_text()}").exists()
+    assert not list((tmp_path / "build" / "short").iterdir())

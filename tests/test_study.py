@@ -1,0 +1,395 @@
+"""A study checks first, computes each cell once, loses nothing when interrupted, and words what went wrong."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fakes
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mergekit_lite import evaluation, study
+from mergekit_lite.errors import KitError
+from mergekit_lite.methods import Merged, registry
+from mergekit_lite.study import Cell, Record
+
+if TYPE_CHECKING:
+    from mergekit_lite.suites.suite import Suite
+
+TASKS = ("digits", "signs")
+
+
+def cell(method: str = "simple_average", curve_every: int = 0, seed: int = 0, **parameters: Any) -> Cell:
+    return Cell(method=method, parameters=parameters, pool=TASKS, evaluate=TASKS, curve_every=curve_every, seed=seed)
+
+
+@pytest.fixture
+def suite() -> "Suite":
+    return fakes.fake_suite()
+
+
+def prepared(suite: Any) -> list[tuple[str, ...]]:
+    return suite.prepared
+
+
+def results(records: Sequence[Record]) -> list[tuple[str, Mapping[str, float]]]:
+    return [(record.key, record.accuracy) for record in records]
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_is_the_share_of_images_whose_class_scores_highest(suite: "Suite") -> None:
+    split, head = suite.split("digits", "test"), suite.heads["digits"]
+    right = 0
+    for image, label in zip(split.images, split.labels, strict=True):
+        scores = head @ suite.encode(suite.base, torch.from_numpy(image[None]))[0]
+        right += int(scores.argmax() == label)
+    expected = 100 * right / 40
+    assert evaluation.accuracy(suite, suite.base, "digits") == expected
+    assert evaluation.accuracy(suite, suite.base, "digits", batch_size=7) == expected
+    assert 0 < expected < 100
+
+
+def test_a_task_with_weights_of_its_own_is_measured_with_them(suite: "Suite") -> None:
+    merged = Merged(dict(suite.base), own={"digits": suite.experts["digits"]})
+    expected = {
+        "digits": evaluation.accuracy(suite, suite.experts["digits"], "digits"),
+        "signs": evaluation.accuracy(suite, suite.base, "signs"),
+    }
+    assert evaluation.accuracies(suite, merged, TASKS) == expected
+
+
+def batches(suite: "Suite", tasks: Sequence[str], seed: int = 0, steps: int = 6) -> list[dict[str, Any]]:
+    data = evaluation.unlabelled(suite, tasks)
+    drawn = data.batches(images_per_task=15, steps=steps, seed=seed)
+    return [{task: images.numpy() for task, images in batch.items()} for batch in drawn]
+
+
+def test_unlabelled_images_come_in_shuffled_epochs(suite: "Suite") -> None:
+    drawn = np.concatenate([batch["digits"] for batch in batches(suite, TASKS, steps=8)])  # three epochs of 40
+    images = suite.split("digits", "test").images
+    for start in (0, 40, 80):
+        epoch = drawn[start : start + 40]
+        assert sorted(image.tobytes() for image in epoch) == sorted(image.tobytes() for image in images)
+        assert not np.array_equal(epoch, images)
+    assert not np.array_equal(drawn[:40], drawn[40:80])
+
+
+def test_unlabelled_images_depend_on_seed_and_task_alone(suite: "Suite") -> None:
+    first, again, other = batches(suite, TASKS), batches(suite, ("digits",)), batches(suite, TASKS, seed=1)
+    assert all(np.array_equal(one["digits"], two["digits"]) for one, two in zip(first, again, strict=True))
+    assert not np.array_equal(first[0]["digits"], other[0]["digits"])
+
+
+# --- checks before any work -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"method": "simple_averag"}, "simple_average"),
+        ({"parameters": {"scalling": 0.3}}, "scaling"),
+        ({"parameters": {"scaling": "0.3"}}, "float"),
+        ({"pool": ("digits", "sings")}, "There is no task 'sings'. Tasks: digits, signs, scenes."),
+        ({"evaluate": ("birds",)}, "There is no task 'birds'"),
+        ({"evaluate": ()}, "`evaluate` names no task. Name one or more of: digits, signs, scenes."),
+        ({"pool": ("digits", "digits")}, "`pool` names digits more than once"),
+        ({"curve_every": 5}, "this method takes no steps"),
+    ],
+)
+def test_one_bad_cell_stops_everything_before_any_work(
+    suite: "Suite", tmp_path: Path, bad: dict[str, Any], words: str
+) -> None:
+    good: dict[str, Any] = {"method": "task_arithmetic", "pool": TASKS, "evaluate": TASKS}
+    with pytest.raises(KitError, match=words.replace("(", r"\(").replace(".", r"\.")):
+        study.run(suite, [Cell(**good), Cell(**good | bad)], workers=1, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert not prepared(suite)
+
+
+def test_a_cell_takes_no_unknown_field() -> None:
+    with pytest.raises(ValidationError, match="sed"):
+        Cell(method="simple_average", pool=TASKS, evaluate=TASKS, sed=1)  # type: ignore[call-arg]
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def test_records_come_in_the_order_of_the_cells_and_say_what_was_measured(
+    suite: "Suite", cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [cell(), cell("layer_wise_adamerging", steps=2, images_per_task=4), cell("individual")]
+    records = study.run(suite, [*cells, cells[0]], workers=1)
+    assert [record.cell.method for record in records] == [
+        "simple_average", "layer_wise_adamerging", "individual", "simple_average",
+    ]  # fmt: skip
+    for record in records:
+        info = registry.get(record.cell.method)
+        assert (record.title, record.access, record.cite) == (info.title, str(info.access), info.cite)
+        assert record.average == pytest.approx(sum(record.accuracy.values()) / 2)
+        assert set(record.seconds) == {"merge", "evaluate"}
+        assert record.peak_memory_mib > 10
+        assert record.key == study.cell_key(suite, record.cell)
+        assert json.loads((cache / "records" / "fake" / f"{record.key}.json").read_text())["key"] == record.key
+    expected = {task: evaluation.accuracy(suite, suite.experts[task], task) for task in TASKS}
+    assert records[2].accuracy == expected
+    assert records[1].cell.parameters["learning_rate"] == 1e-3  # defaults are written out
+    assert records[1].trace
+    provenance = records[0].provenance
+    assert (provenance.torch, provenance.device, provenance.dtype) == (torch.__version__, "cpu", "float32")
+    assert set(provenance.suite["experts"]) == set(TASKS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [  # long cells first, the doubled cell once
+        "[1/3] layer_wise_adamerging(steps=2, images_per_task=4)", "[2/3] simple_average", "[3/3] individual",
+    ]  # fmt: skip
+    assert f"{records[0].average:.1f} % in " in lines[1]
+
+
+def test_a_recorded_cell_is_not_computed_again(
+    suite: "Suite", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = str(tmp_path / "log")
+    first = study.run(suite, [cell("slow_average", log=log)], workers=1, folder=tmp_path / "records")
+    capsys.readouterr()
+    again = study.run(suite, [cell("slow_average", log=log)], workers=1, folder=tmp_path / "records")
+    assert again == first
+    assert len(Path(log).read_text().splitlines()) == 1
+    assert prepared(suite) == [TASKS]  # nothing was prepared the second time
+    assert capsys.readouterr().out == ""
+
+
+def test_a_key_changes_with_everything_that_may_change_the_answer(
+    suite: "Suite", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell("layer_wise_adamerging", steps=2)
+    variants = [
+        cell("task_wise_adamerging", steps=2), cell("layer_wise_adamerging", steps=3),
+        cell("layer_wise_adamerging", steps=2, seed=1), cell("layer_wise_adamerging", steps=2, curve_every=1),
+        one.model_copy(update={"pool": TASKS[::-1]}), one.model_copy(update={"evaluate": ("digits",)}),
+    ]  # fmt: skip
+    keys = [study.cell_key(suite, variant) for variant in [one, *variants]]
+    keys.append(study.cell_key(fakes.fake_suite(seed=1), one))
+    monkeypatch.setattr(registry, "code_fingerprint", lambda name: "changed")
+    keys.append(study.cell_key(suite, one))
+    assert len(set(keys)) == len(keys)
+    monkeypatch.undo()
+    assert study.cell_key(suite, cell("layer_wise_adamerging", steps=2, learning_rate=1e-3)) == keys[0]
+
+
+def test_a_key_changes_with_the_code_of_the_evaluation_but_not_with_a_comment(
+    suite: "Suite", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = study.cell_key(suite, cell())
+    source = Path(evaluation.__file__).read_text()
+    other = tmp_path / "evaluation.py"
+    monkeypatch.setattr(evaluation, "__file__", str(other))
+    other.write_text(f"# a comment\n\n{source}\n")
+    assert study.cell_key(suite, cell()) == before
+    other.write_text(source.replace("100.0", "99.0"))
+    assert study.cell_key(suite, cell()) != before
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text[: len(text) // 2], "Invalid JSON"),
+        (lambda text: "", "Invalid JSON"),
+        (lambda text: text.replace('"key": "', '"key": "0'), "it says it is 0"),
+        (lambda text: '{"hello": 1}', "Field required"),
+        (lambda text: re.sub(r'"digits": (?=\d)', '"digits": 1000', text), "less than or equal to 100"),
+    ],
+)
+def test_a_damaged_record_is_computed_again_and_said_so(
+    suite: "Suite", tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, words: str
+) -> None:
+    (first,) = study.run(suite, [cell()], workers=1, folder=tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(damage(path.read_text()))
+    (again,) = study.run(suite, [cell()], workers=1, folder=tmp_path)
+    assert again.accuracy == first.accuracy
+    said = capsys.readouterr().out
+    assert f"The record {path.name} of simple_average is damaged" in said
+    assert words in said
+    assert "it is computed again." in said
+    capsys.readouterr()
+    assert study.run(suite, [cell()], workers=1, folder=tmp_path) == [again]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_curve_is_measured_every_so_many_steps_and_not_billed_to_the_merge(
+    suite: "Suite", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = 0
+    real = evaluation.accuracies
+
+    def slow(*args: Any) -> dict[str, float]:
+        nonlocal measured
+        measured += 1
+        time.sleep(0.2)
+        return real(*args)
+
+    monkeypatch.setattr(evaluation, "accuracies", slow)
+    adapt = cell("layer_wise_adamerging", curve_every=2, steps=4, images_per_task=4, learning_rate=0.1)
+    (record,) = study.run(suite, [adapt], workers=1, folder=tmp_path)
+    assert [point.step for point in record.curve] == [0, 2, 4]
+    assert record.curve[-1].accuracy == record.accuracy
+    assert measured == 3  # the last point is the final answer: measured once
+    assert record.seconds["merge"] < 0.2
+    assert record.seconds["evaluate"] > 0.6
+    (start,) = study.run(suite, [cell("task_arithmetic", scaling=0.3)], workers=1, folder=tmp_path)
+    assert record.curve[0].accuracy == start.accuracy
+
+
+def test_a_trace_survives_the_file_even_with_a_value_that_is_no_number(
+    suite: "Suite", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = registry.get("slow_average")
+
+    def traced(base: Any, experts: Any, **parameters: Any) -> Merged:
+        return Merged(dict(base), trace={"loss": [1.5, math.nan], "shape": (2, 3)})
+
+    changed = registry.MethodInfo(**{**vars(real), "function": traced})
+    traced.__module__ = "fakes"
+    monkeypatch.setattr(registry, "get", lambda name: changed)
+    (first,) = study.run(suite, [cell("slow_average")], workers=1, folder=tmp_path)
+    (again,) = study.run(suite, [cell("slow_average")], workers=1, folder=tmp_path)
+    for record in (first, again):
+        assert record.trace["loss"][0] == 1.5
+        assert math.isnan(record.trace["loss"][1])
+        assert record.trace["shape"] == [2, 3]
+
+
+def test_a_seed_reaches_the_method(suite: "Suite", tmp_path: Path) -> None:
+    adapt: dict[str, Any] = {"method": "layer_wise_adamerging", "steps": 3, "images_per_task": 4, "learning_rate": 0.1}
+    records = study.run(suite, [cell(**adapt, seed=seed) for seed in (0, 1)], workers=1, folder=tmp_path)
+    assert records[0].trace["loss"] != records[1].trace["loss"]
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_cell_is_named_and_costs_the_others_nothing(
+    suite: "Suite", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [cell(), cell("slow_average", fail="raise"), cell("task_arithmetic")]
+    with pytest.raises(KitError) as caught:
+        study.run(suite, cells, workers=1, folder=tmp_path)
+    assert str(caught.value) == (
+        "1 of 3 cells failed; the other 2 are recorded and will not be computed again.\n"
+        "slow_average(fail='raise'), merging digits, signs: ZeroDivisionError: nothing to divide by"
+    )
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert "slow_average(fail='raise'): failed" in capsys.readouterr().out
+    assert len(study.run(suite, [cells[0], cells[2]], workers=1, folder=tmp_path)) == 2
+
+
+def test_workers_give_the_same_as_one_process_and_a_dying_one_is_worded(suite: "Suite", tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    good = [
+        cell(),
+        cell("layer_wise_adamerging", steps=2, images_per_task=4, curve_every=1),
+        cell("slow_average", log=str(log)),
+    ]
+    bad = [cell("slow_average", fail="raise"), cell("slow_average", seconds=3.0, fail="exit")]
+    with pytest.raises(KitError) as caught:
+        study.run(suite, [*good, *bad], workers=2, folder=tmp_path / "together")
+    first, *others = str(caught.value).splitlines()
+    assert first == "2 of 5 cells failed; the other 3 are recorded and will not be computed again."
+    assert others[0] == "slow_average(fail='raise'), merging digits, signs: ZeroDivisionError: nothing to divide by"
+    assert others[1].startswith("slow_average(seconds=3.0, fail='exit'): a worker process ended abruptly.")
+    assert "pass workers=1" in others[1]
+    assert str(os.getpid()) not in log.read_text()
+
+    together = study.run(suite, good, workers=1, folder=tmp_path / "together")
+    alone = study.run(suite, good[:2], workers=1, folder=tmp_path / "alone")
+    assert len(log.read_text().splitlines()) == 1
+    assert results(together[:2]) == results(alone)
+    assert together[1].trace == alone[1].trace
+    assert together[1].curve == alone[1].curve
+
+
+SCRIPT = """
+import sys, fakes
+from pathlib import Path
+from mergekit_lite import study
+from mergekit_lite.study import Cell
+
+if __name__ == "__main__":
+    folder, log, workers, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    parameters = {"log": log, "seconds": 0.3}
+    cells = [
+        Cell(method="slow_average", parameters=parameters, pool=("digits",), evaluate=("signs",), seed=seed)
+        for seed in range(count)
+    ]
+    study.run(fakes.fake_suite(), cells, workers=workers, folder=folder)
+"""
+
+
+def start(script: Path, folder: Path, log: Path, workers: int, count: int) -> subprocess.Popen[str]:
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), str(folder), str(log), str(workers), str(count)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition: Any, seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for left-over processes in /proc")
+def test_a_killed_run_leaves_no_process_and_the_next_one_continues(suite: "Suite", tmp_path: Path) -> None:
+    folder, log = tmp_path / "records", tmp_path / "log"
+    killed = start(tmp_path / "script.py", folder, log, workers=2, count=40)
+    wait_for(lambda: len(list(folder.glob("*.json"))) >= 3)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    pids = {int(line.split()[0]) for line in log.read_text().splitlines()}
+    assert len(pids) == 2
+    wait_for(lambda: not any(running(pid) for pid in pids))
+    before = {path.name: path.read_text() for path in folder.glob("*.json")}
+    assert 3 <= len(before) < 40
+
+    parameters = {"log": str(log), "seconds": 0.3}
+    cells = [
+        Cell(method="slow_average", parameters=parameters, pool=("digits",), evaluate=("signs",), seed=seed)
+        for seed in range(40)
+    ]
+    kept = {study.cell_key(suite, one): one for one in cells}
+    unfinished = [one for key, one in kept.items() if f"{key}.json" not in before][:1]
+    finished = [one for key, one in kept.items() if f"{key}.json" in before]
+    records = study.run(suite, finished + unfinished, workers=1, folder=folder)
+    assert {record.accuracy["signs"] for record in records} == {records[0].accuracy["signs"]}
+    assert {name: (folder / name).read_text() for name in before} == before  # none was computed again
+
+
+def test_two_runs_at_once_compute_each_record_once(tmp_path: Path) -> None:
+    folder, log = tmp_path / "records", tmp_path / "log"
+    runs = [start(tmp_path / f"script{number}.py", folder, log, workers=1, count=6) for number in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in runs]
+    assert [process.returncode for process in runs] == [0, 0], said
+    lines = log.read_text().splitlines()
+    assert len(lines) == 6
+    assert len(list(folder.glob("*.json"))) == 6
+    assert len({line.split()[0] for line in lines}) >= 1

@@ -1,0 +1,119 @@
+"""Tables of records: the numbers, what is bold, what a screen reader gets, and what the book can quote."""
+
+import logging
+import re
+from xml.etree import ElementTree
+
+import nbformat
+import pytest
+import samples
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from myst_nb.ext.glue import extract_glue_data
+
+from mergekit_lite.errors import KitError
+from mergekit_lite.published import published
+from mergekit_lite.tables import accuracy_frame, accuracy_table, glue, task_table
+
+LABEL = "AdaMerging Table 1, ViT-B/32 (OC-8)"
+
+
+def rows(html: str) -> list[list[ElementTree.Element]]:
+    """Return the cells of each line of a table; ElementTree refuses HTML that is not well-formed."""
+    return [list(row) for row in ElementTree.fromstring(html).iter("tr")]
+
+
+def words(cell: ElementTree.Element) -> str:
+    return "".join(cell.itertext())
+
+
+def test_frame_holds_records_in_order_with_the_published_average() -> None:
+    frame = accuracy_frame(samples.records(), published())
+    assert list(frame.columns) == ["method", "data access", *samples.TASKS, "average", LABEL]
+    assert list(frame.index) == [
+        "pretrained",
+        "simple_average",
+        "task_arithmetic",
+        "layer_wise_adamerging",
+        "individual",
+    ]
+    assert frame.loc["layer_wise_adamerging", "data access"] == "unlabelled test"
+    assert frame.loc["task_arithmetic", "average"] == pytest.approx(70)
+    assert list(frame[LABEL]) == [48.0, 65.8, 69.1, 80.1, 90.5]
+
+
+def test_a_method_without_published_number_gets_a_dash() -> None:
+    mine = samples.record("mine", "Mine & <yours>", (1.0, 2.0, 3.0))
+    frame = accuracy_frame([mine], published())
+    assert list(frame[LABEL].isna()) == [True]
+    last = rows(accuracy_table([mine], published()).data)[-1]
+    assert [words(cell) for cell in last] == ["Mine & <yours>", "none", "1.0", "2.0", "3.0", "2.0", "–"]
+
+
+def test_best_merged_value_of_each_column_is_bold_and_references_do_not_compete() -> None:
+    lines = rows(accuracy_table(samples.records(), published()).data)
+    bold = {words(line[0]): [words(cell) for cell in line if cell.find("strong") is not None] for line in lines}
+    assert bold == {
+        "method": [],
+        "Pre-trained (reference)": [],
+        "Simple average": [],
+        "Task Arithmetic": ["71.0"],
+        "Layer-wise AdaMerging": ["80.0", "96.0", "82.0", "80.1"],
+        "Individual experts (reference)": [],
+    }
+
+
+def test_values_that_look_equal_are_equally_bold() -> None:
+    pair = [samples.record(name, name, (50.04, 1.0, value)) for name, value in (("a", 2.04), ("b", 1.96))]
+    assert accuracy_table(pair).data.count("<strong>2.0</strong>") == 2
+
+
+def test_table_is_readable_by_a_screen_reader_and_has_no_script() -> None:
+    html = accuracy_table(samples.records(), published()).data
+    root = ElementTree.fromstring(html)
+    caption = root.find(".//caption")
+    assert caption is not None
+    assert caption.text is not None
+    assert LABEL in caption.text
+    assert "3 tasks" in caption.text
+    assert {head.get("scope") for head in root.findall(".//thead//th")} == {"col"}
+    assert [line[0].get("scope") for line in rows(html)[1:]] == ["row"] * 5
+    assert "<script" not in html
+    assert not re.search(r"\bon\w+=", html)
+
+
+def test_same_records_give_the_same_bytes() -> None:
+    assert accuracy_table(samples.records(), published()).data == accuracy_table(samples.records(), published()).data
+
+
+def test_a_caption_of_ones_own_is_escaped() -> None:
+    assert "<caption" in accuracy_table(samples.records(), caption="a < b").data
+    assert "a &lt; b" in accuracy_table(samples.records(), caption="a < b").data
+
+
+def test_records_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(KitError, match="There is no record to show"):
+        accuracy_table([])
+    other = samples.record("mine", "Mine", (1.0, 2.0, 3.0)).model_copy(update={"accuracy": {"signs": 4.0}})
+    with pytest.raises(KitError, match="Pre-trained was evaluated on scenes, signs, digits, but Mine on signs"):
+        accuracy_frame([*samples.records(), other])
+
+
+def test_task_table_says_what_each_task_stands_for() -> None:
+    lines = rows(task_table(samples.suite(), ["signs", "digits"]).data)
+    assert [words(cell) for cell in lines[1]] == ["Signs (signs)", "SIGNS", "10", "1234", "a drawing of signs <0>."]
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_glue_is_what_the_book_reads(show: bool) -> None:
+    InteractiveShell.instance()  # display needs one
+    with capture_output() as captured:
+        glue("eight-zero-shot", "47.5", show=show)
+    (output,) = captured.outputs
+    cell = nbformat.v4.new_code_cell(
+        outputs=[nbformat.v4.new_output("display_data", data=output.data, metadata=output.metadata)]
+    )
+    found = extract_glue_data(nbformat.v4.new_notebook(cells=[cell]), [0], logging.getLogger())
+    assert found["eight-zero-shot"]["data"] == {"text/plain": "'47.5'"}
+    assert len(cell.outputs) == show  # what is only stored does not appear on the notebook's page

@@ -1,0 +1,149 @@
+"""Weights: strict checks, files read lazily and written whole, hashes."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mergekit_lite.errors import KitError
+from mergekit_lite.weights import (
+    LazyWeights,
+    check_finite,
+    check_floating,
+    check_same,
+    read,
+    task_vector,
+    weights_hash,
+    write,
+)
+
+
+@pytest.fixture
+def weights() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(2, 3, generator=generator) for name in ("a", "b", "c", "d", "e")}
+
+
+def test_task_vector_is_expert_minus_base_in_float32(weights: dict[str, Tensor]) -> None:
+    base = {name: tensor.half() for name, tensor in weights.items()}
+    expert = {name: (tensor + 1).half() for name, tensor in weights.items()}
+    vector = task_vector(expert, base)
+    assert list(vector) == list(base)
+    assert vector["b"].dtype == torch.float32
+    assert torch.equal(vector["b"], expert["b"].float() - base["b"].float())
+
+
+def test_a_mismatch_names_the_first_three_offenders_and_counts_the_rest(weights: dict[str, Tensor]) -> None:
+    other = dict(weights, b=torch.zeros(3, 2), c=torch.zeros(2, 3, dtype=torch.float16), extra=torch.zeros(1))
+    del other["a"]
+    message = (
+        r"The weights of expert 'signs' do not fit the base weights: 'a' is missing; 'b' has shape \(3, 2\), the base "
+        r"\(2, 3\); 'c' is torch.float16, the base torch.float32; and 1 more\. Only models"
+    )
+    with pytest.raises(KitError, match=message):
+        check_same(weights, other, name="expert 'signs'")
+    with pytest.raises(KitError, match=r"the expert .* 'a' is missing"):
+        task_vector(other, weights)
+    check_same(weights, dict(reversed(weights.items())), name="the same in another order")
+
+
+def test_a_name_that_the_base_lacks_is_a_mismatch(weights: dict[str, Tensor]) -> None:
+    with pytest.raises(KitError, match=r"weights: 'extra' is not in the base\."):
+        check_same(weights, dict(weights, extra=torch.zeros(1)), name="x")
+
+
+def test_integer_tensors_are_refused_by_name() -> None:
+    with pytest.raises(KitError, match=r"^The base weights must be floating-point, but 'n' is torch.int64\. Leave"):
+        check_floating({"a": torch.zeros(1), "n": torch.zeros(1, dtype=torch.int64)}, name="the base weights")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_are_refused_by_name(weights: dict[str, Tensor], value: float) -> None:
+    weights["d"][1, 2] = value
+    with pytest.raises(KitError, match=r"NaN or infinite values in expert 'x': 'd'\. Such a model"):
+        check_finite(weights, name="expert 'x'")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_written_is_read_bit_for_bit(weights: dict[str, Tensor], tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "folder" / "w.safetensors"
+    stored = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    write(path, stored, {"recipe": "x"})
+    back = read(path)
+    assert weights_hash(back) == weights_hash(stored)
+    lazy = LazyWeights(path)
+    assert lazy.layout("c") == ((2, 3), dtype)
+    check_same(stored, lazy, name="what was written")
+    assert [one.name for one in path.parent.iterdir()] == ["w.safetensors"]
+
+
+def test_views_of_one_vector_and_transposed_tensors_can_be_written(tmp_path: Path) -> None:
+    flat = torch.arange(10.0)
+    stored = {"a": flat[:4].view(2, 2), "b": flat[4:].view(2, 3).T}
+    write(tmp_path / "w.safetensors", stored)
+    assert weights_hash(read(tmp_path / "w.safetensors")) == weights_hash(stored)
+
+
+def test_a_failed_write_leaves_the_old_file(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write(path, weights)
+    with pytest.raises(TypeError):
+        write(path, weights, {"steps": 3})  # type: ignore[dict-item]
+    assert weights_hash(read(path)) == weights_hash(weights)
+    assert [one.name for one in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_writing_below_a_file_is_a_clear_error(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(KitError, match=r"w\.safetensors cannot be written: .* choose another folder"):
+        write(tmp_path / "file" / "w.safetensors", weights)
+
+
+def test_lazy_weights_are_a_mapping_that_travels_to_other_processes(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    write(tmp_path / "w.safetensors", weights)
+    lazy = LazyWeights(tmp_path / "w.safetensors")
+    assert len(lazy) == 5
+    assert set(lazy) == set(weights)
+    assert "a" in lazy
+    assert "z" not in lazy
+    with pytest.raises(KeyError):
+        lazy["z"]
+    assert torch.equal(pickle.loads(pickle.dumps(lazy))["e"], weights["e"])
+
+
+def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"There is no weights file .*nowhere\.safetensors"):
+        LazyWeights(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_truncated_file_is_a_clear_error(weights: dict[str, Tensor], tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "w.safetensors"
+    write(path, weights)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(KitError, match=r"w\.safetensors is not a whole safetensors file .* Delete it"):
+        read(path)
+
+
+def test_a_foreign_file_is_a_clear_error(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(weights, tmp_path / "w.pt")
+    with pytest.raises(KitError, match=r"w\.pt is not a whole safetensors file"):
+        read(tmp_path / "w.pt")
+    with pytest.raises(KitError, match="is not a whole safetensors file"):
+        read(tmp_path)
+
+
+def test_the_hash_sees_every_bit_and_no_order(weights: dict[str, Tensor]) -> None:
+    first = weights_hash(weights)
+    assert len(first) == 16
+    assert weights_hash(dict(reversed(weights.items()))) == first
+    changed = {
+        "name": {("z" if name == "a" else name): tensor for name, tensor in weights.items()},
+        "shape": dict(weights, a=weights["a"].T.reshape(3, 2)),
+        "dtype": dict(weights, a=weights["a"].view(torch.int32)),
+        "bit": dict(weights, a=torch.nextafter(weights["a"], torch.tensor(torch.inf))),
+    }
+    assert first not in {weights_hash(one) for one in changed.values()}
+    assert len(weights_hash({"scalar": torch.tensor(1.0), "none": torch.zeros(0)})) == 16
