@@ -181,7 +181,7 @@ def _making(suite: Suite, cells: Sequence[Cell], workers: int) -> tuple[list[Wor
         drawing = sum(count * rates[task] for (task, _), count in counts.items())
         recipe = miniature.RECIPE
         per_step = _fine_tuning_step(suite) if raw else 0.0
-        steps = [recipe.epochs * (suite.sizes[task][0] // recipe.batch_size) for task in raw]
+        steps = [recipe.steps for _ in raw]
         training = side_by_side_seconds([count * per_step for count in steps], workers)
     size = sum(tensor.nbytes for tensor in suite.base.values()) * len(raw)
     size += sum(counts.values()) * math.prod(image_shape(suite))
@@ -203,6 +203,6 @@ def _fine_tuning_step(suite: Suite) -> float:
     def steps(count: int) -> None:
         images = noise_images(suite, count * recipe.batch_size).numpy()
         split = Split(images, np.zeros(len(images), dtype=np.int64))
-        fine_tune(suite.encode, suite.base, head, split, replace(recipe, epochs=1))
+        fine_tune(suite.encode, suite.base, head, split, replace(recipe, steps=count))
 
     return seconds_each(steps)

@@ -1,7 +1,10 @@
-"""Published accuracies, read from the package's ``reference/reported.csv`` (the README there explains its columns)."""
+"""Published accuracies, read from the package's ``reference/`` folder (the README there explains its files)."""
 
+import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import pandas as pd
 
@@ -106,3 +109,49 @@ def average(rows: pd.DataFrame, method: str) -> float | None:
     """Return the published average accuracy of our method `method` in percent; None when these rows do not hold it."""
     found = rows.loc[(rows["name"] == method) & (rows["task"] == "average"), "accuracy"]
     return None if found.empty else float(found.iloc[0])
+
+
+@cache
+def _tasks() -> dict[str, Any]:
+    with files("mergekit_lite").joinpath("reference/tasks.json").open(encoding="utf-8") as stream:
+        found: dict[str, Any] = json.load(stream)
+    return found
+
+
+def counterparts(names: Sequence[str], model: str = "ViT-B-32") -> pd.DataFrame:
+    """Return what CLIP itself reaches on real data sets, all of one family of checkpoints.
+
+    Args:
+        names: data sets as a suite's tasks call their counterparts; case, blanks and hyphens do not matter.
+        model: ``ViT-B-32``, ``ViT-B-16`` or ``ViT-L-14``.
+
+    Returns:
+        A frame with a row for each name, in the given order, and the columns ``title``, ``classes``, ``test images``,
+        ``pretrained`` and ``finetuned`` (accuracy in percent); missing where the data set is not one of the twenty.
+        ``frame.attrs["label"]`` says whose numbers these are: ``CLIP ViT-B/32 (FB)``.
+
+    Raises:
+        KitError: nothing is known for that model.
+    """
+    reference = _tasks()
+    short = {"ViT-B-32": "b32", "ViT-B-16": "b16", "ViT-L-14": "l14"}
+    if model not in short:
+        raise KitError(f"No accuracies of single tasks are known for the model {model!r}. Known: {', '.join(short)}.")
+    known = {_plain(key): task for task in reference["tasks"] for key in (task["title"], task["name"])}
+    rows = []
+    for name in names:
+        task = known.get(_plain(name), {})
+        accuracy = task.get("accuracy", {}).get(short[model], {})
+        rows.append(
+            {"title": task.get("title"), "classes": task.get("n_classes"), "test images": task.get("n_test")}
+            | {column: accuracy.get(column) for column in ("pretrained", "finetuned")}
+        )
+    columns = ["title", "classes", "test images", "pretrained", "finetuned"]
+    frame = pd.DataFrame(rows, columns=columns, index=list(names))
+    frame = frame.astype(dict.fromkeys(columns[1:], float))
+    frame.attrs["label"] = f"CLIP {'/'.join(model.rsplit('-', 1))} ({reference['family']})"
+    return frame
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())

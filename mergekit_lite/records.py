@@ -27,6 +27,7 @@ class Cell(BaseModel):
     pool: tuple[str, ...]
     evaluate: tuple[str, ...]
     seed: int = 0
+    expert_seed: int = Field(default=0, ge=0, description="which training run the experts are from")
     curve_every: int = Field(default=0, ge=0, description="evaluate every so many steps into record.curve; 0: no curve")
 
     @property

@@ -130,7 +130,7 @@ def _resolved(suite: "Suite", cell: Cell) -> Cell:
 
 
 def _key(suite: "Suite", resolved: Cell) -> str:
-    fingerprint = suite.fingerprint(resolved.pool, resolved.evaluate)
+    fingerprint = suite.with_expert_seed(resolved.expert_seed).fingerprint(resolved.pool, resolved.evaluate)
     return content_hash({"cell": resolved.model_dump(), "suite": fingerprint, "code": _code(resolved.method)})
 
 
@@ -143,7 +143,9 @@ def _compute_all(suite: "Suite", jobs: list[_Job], *, known: int, workers: int |
     jobs = sorted(jobs, key=lambda job: job.cost, reverse=True)
     if workers is None:
         workers = 1 if suite.device.type == "cuda" else cores()
-    suite.prepare(tuple(dict.fromkeys(name for job in jobs for name in (*job.cell.pool, *job.cell.evaluate))), workers)
+    for seed in sorted({job.cell.expert_seed for job in jobs}):
+        pools = [job.cell.pool for job in jobs if job.cell.expert_seed == seed]
+        suite.with_expert_seed(seed).prepare(tuple(dict.fromkeys(name for pool in pools for name in pool)), workers)
     if known:
         print(f"{known} of {known + len(jobs)} cells are recorded already.", flush=True)
 
@@ -197,7 +199,9 @@ def compute(suite: "Suite", job: _Job) -> Record:
     importlib.import_module(job.module)  # registers the method in a worker process
     with locked(job.path):
         found = read_record(job.path, job.key)
-        return found if isinstance(found, Record) else write_record(_answer(suite, job), job.path)
+        if isinstance(found, Record):
+            return found
+        return write_record(_answer(suite.with_expert_seed(job.cell.expert_seed), job), job.path)
 
 
 def _answer(suite: "Suite", job: _Job) -> Record:

@@ -105,6 +105,45 @@ def task_table(suite: "Suite", tasks: Sequence[str]) -> HTML:
     return _table(heads, rows, f"The {len(tasks)} tasks of this page, from the suite {suite.title}.")
 
 
+def regime_table(
+    suite: "Suite",
+    tasks: Sequence[str],
+    zero_shot: "Record",
+    experts: "Record",
+    theirs: pd.DataFrame,
+    caption: str | None = None,
+) -> HTML:
+    """Return a table of tasks: what each stands for, its size, and what we and CLIP reach without and with an expert.
+
+    Args:
+        suite: where the tasks come from.
+        tasks: one row each.
+        zero_shot: the pre-trained model on these tasks, or on more.
+        experts: the expert of each task on its own task.
+        theirs: `published.counterparts` of the tasks, in the same order.
+        caption: None says what is seen.
+    """
+    label = theirs.attrs["label"]
+    texts = ("task", "stands for", "classes", "training images", "test images")
+    heads = [_head(text) for text in (*texts, "zero-shot", "expert", f"zero-shot, {label}", f"fine-tuned, {label}")]
+    rows = []
+    for name, (_, real) in zip(tasks, theirs.iterrows(), strict=True):
+        task = suite.tasks[name]
+        sizes = [_number(size, digits=0) for size in (len(task.classnames), *suite.sizes[name])]
+        ours = [_number(record.accuracy[name]) for record in (zero_shot, experts)]
+        real_numbers = [_number(real[column]) for column in ("pretrained", "finetuned")]
+        rows.append([_title(f"{task.title} ({name})"), _text(task.counterpart), *sizes, *ours, *real_numbers])
+    means = [_number(sum(record.accuracy[name] for name in tasks) / len(tasks)) for record in (zero_shot, experts)]
+    means += [_number(theirs[column].mean(skipna=False)) for column in ("pretrained", "finetuned")]
+    rows.append([_title("average"), *[_text("")] * 4, *means])
+    if caption is None:
+        caption = (
+            f"The {len(tasks)} tasks of this page, from the suite {suite.title}; top-1 accuracy in percent. The last "
+            f"two columns are {label} on the real data sets, published by FusionBench."
+        )
+    return _table(heads, rows, caption)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:
     # "dataframe" is the class by which Jupyter and the book's theme know a table, in light and in dark mode.
     body = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from mergekit_lite.records import Cell, CurvePoint, Provenance, Record
+from mergekit_lite.weights import Geometry
 
 TASKS = ("scenes", "signs", "digits")
 TENSORS = (
@@ -17,7 +19,8 @@ TENSORS = (
 
 def record(method: str, title: str, accuracy: tuple[float, ...], **more: Any) -> Record:
     """Return a record of `method` with accuracy in percent for each of `TASKS`."""
-    cell = Cell(method=method, parameters=more.pop("parameters", {}), pool=TASKS, evaluate=TASKS)
+    pool = more.pop("pool", TASKS)
+    cell = Cell(method=method, parameters=more.pop("parameters", {}), pool=pool, evaluate=TASKS)
     return Record(
         key="0" * 16,
         suite="fake",
@@ -61,6 +64,24 @@ def records() -> list[Record]:
         adapted,
         record("individual", "Individual experts", (90.0, 95.0, 99.0)),
     ]
+
+
+def experts() -> list[Record]:
+    """Return two single experts, tested on all three tasks."""
+    return [
+        record("task_arithmetic", "Task Arithmetic", (90.0, 20.0, 50.0), pool=("scenes",)),
+        record("task_arithmetic", "Task Arithmetic", (20.0, 90.0, 55.0), pool=("signs",)),
+    ]
+
+
+def geometry(count: int = 3) -> Geometry:
+    """Return lengths from 3 % on and cosines, of which the first three experts' are 0.4, -0.1 and hardly below 0."""
+    names = tuple([*TASKS, *(f"another-{number}" for number in range(count - 3))][:count])
+    cosines = torch.full((count, count), 0.05, dtype=torch.float64)
+    for (row, column), value in {(0, 1): 0.4, (0, 2): -0.1, (1, 2): -0.001}.items():
+        if column < count:
+            cosines[row, column] = cosines[column, row] = value
+    return Geometry(names, 0.03 + 0.01 * torch.arange(count, dtype=torch.float64), cosines.fill_diagonal_(1))
 
 
 def suite(side: int = 8) -> Any:

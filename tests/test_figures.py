@@ -1,6 +1,7 @@
 """Figures: what is drawn is what the records hold, described in words, the same bytes each time."""
 
 import base64
+import io
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,6 +13,7 @@ import samples
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mergekit_lite import figures
 from mergekit_lite.errors import KitError
@@ -24,6 +26,10 @@ KINDS: dict[str, Callable[[], Figure]] = {
     "coefficients": lambda: figures.coefficient_map(samples.records()[3]),
     "curve": lambda: figures.adaptation_curve(samples.records()[2:4]),
     "gallery": lambda: figures.gallery(samples.suite(), samples.TASKS),
+    "gallery of two rows": lambda: figures.gallery(samples.suite(), samples.TASKS, rows=2),
+    "transfer": lambda: figures.transfer_heatmap(samples.experts(), samples.records()[0]),
+    "cosines": lambda: figures.cosine_heatmap(samples.geometry()),
+    "twenty cosines": lambda: figures.cosine_heatmap(samples.geometry(20)),
 }
 
 
@@ -44,7 +50,7 @@ def test_every_kind_is_described_deterministic_white_small_and_offline(kind: str
     assert html == figures.figure_html(KINDS[kind]()).data
     text = svg.decode()
     assert "fill: #ffffff" in text[: text.index("axes_1")]  # the ground of the whole figure
-    assert len(html) < 150_000
+    assert len(html) < 200_000
     assert "font-family" not in text  # letters are outlines
     assert not re.search(r'href="(?!#|data:)', text)
     assert not re.search(r"<dc:date>|<script", text)
@@ -123,9 +129,96 @@ def test_gallery_shows_the_first_image_of_spread_classes() -> None:
     assert [shade.mean() for shade in shades] == pytest.approx([7, 0, 3, 6], abs=0.1)  # image i has class i + 3
 
 
+def test_gallery_shows_several_images_of_each_class_where_there_are_few() -> None:
+    figure = figures.gallery(samples.suite(), ["signs", "digits"], columns=8, rows=2)
+    titles = [axes.get_title(loc="center") for axes in figure.axes]
+    labels = [0, 0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 6, 7, 8, 8, 9]
+    assert titles == [f"{name} <{label}>" for name in ("signs", "digits") for label in labels]
+    first, second = (np.asarray(axes.images[0].get_array()) for axes in figure.axes[:2])
+    assert (first != second).any()  # two images of the same class
+    assert "16 test images of each of 2 tasks" in str(figure.get_label())
+
+
+def test_gallery_keeps_names_of_two_lines_off_the_pictures_above_them() -> None:
+    suite = samples.suite()
+    for task in suite.tasks.values():
+        task.classnames = ("industrial buildings or commercial buildings",) * 10
+    figure = figures.gallery(suite, samples.TASKS, rows=2)
+    FigureCanvasAgg(figure).draw()
+    above, below = figure.axes[0], figure.axes[8]
+    assert below.title.get_window_extent().y1 < above.get_window_extent().y0
+
+
+@pytest.mark.filterwarnings("error")
+def test_gallery_spells_out_letters_that_its_font_lacks() -> None:
+    suite = samples.suite()
+    suite.tasks["signs"].classnames = ("お", "naïve", *"cdefghij")
+    figure = figures.gallery(suite, ["signs"], columns=10)
+    figures.figure_html(figure)
+    assert [axes.get_title(loc="center") for axes in figure.axes[:2]] == ["hiragana letter\no", "naïve"]
+
+
 def test_gallery_reduces_large_images() -> None:
     axes = figures.gallery(samples.suite(side=300), ["signs"], pixels=64).axes[0]
     assert np.asarray(axes.images[0].get_array()).shape == (64, 64, 3)
+
+
+def test_transfer_is_the_change_against_zero_shot() -> None:
+    frame = figures.transfer(samples.experts(), samples.records()[0])
+    assert frame.to_dict("index") == {
+        "scenes": {"scenes": 50.0, "signs": -10.0, "digits": 0.0},
+        "signs": {"scenes": -20.0, "signs": 60.0, "digits": 5.0},
+    }
+    figure = figures.transfer_heatmap(samples.experts(), samples.records()[0])
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["+50", "−10", "0", "−20", "+60", "+5"]
+    assert [(patch.get_x() + 0.48, patch.get_y() + 0.48) for patch in axes.patches] == [(0, 0), (1, 1)]  # type: ignore[attr-defined]
+    assert "the expert of signs changes its own task by +60.0 and the others by -7.5 on average" in str(
+        figure.get_label()
+    )
+
+
+def test_transfer_to_tasks_without_their_expert_has_no_frame() -> None:
+    alone = [samples.experts()[0].model_copy(update={"accuracy": {"digits": 20.0}})]
+    figure = figures.transfer_heatmap(alone, samples.records()[0])
+    assert len(figure.axes[0].patches) == 0
+    assert "the expert of scenes changes the others by -30.0 on average" in str(figure.get_label())
+
+
+def test_transfer_of_what_is_no_single_expert_is_refused() -> None:
+    with pytest.raises(KitError, match=r"record of Simple average holds 3 experts.*pool=\(task,\)"):
+        figures.transfer(samples.records()[1:2], samples.records()[0])
+    without = samples.records()[0].model_copy(update={"accuracy": {"scenes": 4.0}})
+    with pytest.raises(KitError, match="Pre-trained was not evaluated on signs, digits"):
+        figures.transfer(samples.experts(), without)
+
+
+def test_cosine_map_shows_each_pair_once_and_tells_lengths() -> None:
+    figure = figures.cosine_heatmap(samples.geometry())
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["0.40", "−0.10", "0.00", "3.0", "4.0", "5.0", "length (%)"]
+    (image,) = figure.axes[0].images
+    assert image.norm(np.array(0.0)) == pytest.approx(0.5)  # white is zero
+    assert "from -0.100 (digits and scenes) to 0.400 (signs and scenes)" in str(figure.get_label())
+
+
+def test_cosine_map_of_one_expert_has_its_length_alone() -> None:
+    figure = figures.cosine_heatmap(samples.geometry(1))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["3.0", "length (%)"]
+
+
+@pytest.mark.parametrize("colours", [1, 256, 1024])
+def test_pictures_keep_every_colour(colours: int) -> None:
+    generator = np.random.default_rng(0)
+    palette = generator.integers(0, 256, (colours, 3), dtype=np.uint8)
+    pixels = palette[generator.integers(0, colours, (32, 32))]
+    figure = Figure()
+    figure.add_subplot().imshow(pixels, interpolation="none")
+    svg = picture(figures.figure_html(figure, alt="colours").data)[1].decode()
+    (stored,) = re.findall(r'data:image/png;base64,([^"]+)"', svg)
+    read = Image.open(io.BytesIO(base64.b64decode(stored)))
+    assert (read.mode == "P") == (colours <= 256)
+    np.testing.assert_array_equal(np.asarray(read.convert("RGB")), pixels)
 
 
 def test_methods_keep_their_colour_and_differ_without_colour_too() -> None:

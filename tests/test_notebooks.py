@@ -124,17 +124,44 @@ class Seen(HTMLParser):
 def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Path) -> None:
     for folder in ("notebooks", "profiles"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    (executed,) = run_profile(load("smoke", tmp_path), tmp_path)
-    done = nbformat.read(promote(executed, ROOT / "notebooks" / executed.name, tmp_path / "book"), as_version=4)
-    outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
-    seen = [Seen(output.data["text/html"]) for output in outputs if "text/html" in output.get("data", {})]
-    assert sum(one.tables for one in seen) == 2  # the tasks and the results
-    assert sum(len(one.alts) for one in seen) == 5
-    assert all(alt for one in seen for alt in one.alts)
-    glued = {output.metadata.scrapbook.name: output for output in outputs if "scrapbook" in output.get("metadata", {})}
+    executed = {path.stem: path for path in run_profile(load("smoke", tmp_path), tmp_path)}
+    assert set(executed) == {"eight_tasks", "tasks"}
+    eight, tasks = (
+        outputs_of(promote(executed[name], ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "book"))
+        for name in ("eight_tasks", "tasks")
+    )
+    check(eight, tables=2, figures=5)  # the tasks and the results
+    glued = by_key(eight)
     assert set(glued) == {f"eight-{key}" for key in GLUED}
     assert "Layer-wise AdaMerging" in glued["eight-table"].data["text/html"]
     assert "AdaMerging Table 1, ViT-B/32 (OC-8)" in glued["eight-table"].data["text/html"]
-    experts = glued["eight-individual"].data["application/papermill.record/text/plain"]
-    assert 50 < float(experts.strip("'")) <= 100  # even in a smoke run, experts know their own tasks
+    assert 50 < number(glued["eight-individual"]) <= 100  # even in a smoke run, experts know their own tasks
+
+    check(tasks, tables=1, figures=3)
+    glued = by_key(tasks)
+    assert set(glued) == {f"tasks-{key}" for key in ("table", "zero-shot", "experts", "norm", "cosine")}
+    assert "CLIP ViT-B/32 (FB)" in glued["tasks-table"].data["text/html"]
+    assert number(glued["tasks-zero-shot"]) < number(glued["tasks-experts"]) <= 100
+    assert 0 < number(glued["tasks-norm"]) < 100
+    assert -1 <= number(glued["tasks-cosine"]) <= 1
+
+
+def outputs_of(path: Path) -> list[Any]:
+    done = nbformat.read(path, as_version=4)
+    return [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def check(outputs: list[Any], *, tables: int, figures: int) -> None:
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+    seen = [Seen(output.data["text/html"]) for output in outputs if "text/html" in output.get("data", {})]
+    assert sum(one.tables for one in seen) == tables
+    assert sum(len(one.alts) for one in seen) == figures
+    assert all(alt for one in seen for alt in one.alts)
+
+
+def by_key(outputs: list[Any]) -> dict[str, Any]:
+    return {output.metadata.scrapbook.name: output for output in outputs if "scrapbook" in output.get("metadata", {})}
+
+
+def number(output: Any) -> float:
+    return float(output.data["application/papermill.record/text/plain"].strip("'"))

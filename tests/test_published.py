@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.published import SPELLING, average, label, published, spelling
+from mergekit_lite.published import SPELLING, average, counterparts, label, published, spelling
 
 
 def test_table_1_of_adamerging_is_read() -> None:
@@ -57,3 +57,32 @@ def test_families_never_share_a_label() -> None:
     mixed = pd.concat([published(), published(paper="FusionBench", table="eight tasks")])
     with pytest.raises(KitError, match=r"one checkpoint family.*OC-8; FusionBench eight tasks ViT-B-32 FB"):
         label(mixed)
+
+
+def test_counterparts_are_found_by_title_or_name_in_any_spelling() -> None:
+    frame = counterparts(["SUN397", "Stanford Cars", "FashionMNIST", "rendered sst2", "Flowers102"])
+    assert list(frame["title"]) == ["SUN397", "Cars", "Fashion-MNIST", "Rendered SST2", "Flowers102"]
+    assert list(frame["pretrained"]) == [63.18, 59.58, 63.01, 58.65, 66.45]
+    assert list(frame.loc["Stanford Cars", ["classes", "test images", "finetuned"]]) == [196, 8041, 78.52]
+    assert frame.attrs["label"] == "CLIP ViT-B/32 (FB)"
+
+
+@pytest.mark.parametrize("model", ["ViT-B-32", "ViT-B-16", "ViT-L-14"])
+def test_counterparts_agree_with_the_reported_table(model: str) -> None:
+    table = published(model, "twenty", "FusionBench", "twenty tasks")
+    for method, column in (("pretrained", "pretrained"), ("individual", "finetuned")):
+        rows = table[(table["name"] == method) & (table["task"] != "average")]
+        assert list(counterparts(list(rows["task"]), model)[column]) == list(rows["accuracy"])
+
+
+def test_every_task_of_the_miniature_has_a_counterpart() -> None:
+    tasks = pytest.importorskip("mergekit_lite.suites.miniature.tasks").TASKS
+    frame = counterparts([task.counterpart for task in tasks.values()])
+    assert not frame.isna().any(axis=None)
+    assert [task.zero_shot for task in tasks.values()] == list(frame["pretrained"])
+
+
+def test_an_unknown_data_set_is_missing_and_an_unknown_model_refused() -> None:
+    assert counterparts(["lanterns"]).isna().all(axis=None)
+    with pytest.raises(KitError, match=r"model 'ViT-H-14'\. Known: ViT-B-32, ViT-B-16, ViT-L-14"):
+        counterparts(["SUN397"], "ViT-H-14")

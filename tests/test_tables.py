@@ -12,8 +12,8 @@ from IPython.utils.capture import capture_output
 from myst_nb.ext.glue import extract_glue_data
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.published import published
-from mergekit_lite.tables import accuracy_frame, accuracy_table, glue, task_table
+from mergekit_lite.published import counterparts, published
+from mergekit_lite.tables import accuracy_frame, accuracy_table, glue, regime_table, task_table
 
 LABEL = "AdaMerging Table 1, ViT-B/32 (OC-8)"
 
@@ -103,6 +103,25 @@ def test_task_table_says_what_each_task_stands_for() -> None:
     lines = rows(task_table(samples.suite(), ["signs", "digits"]).data)
     assert [words(cell) for cell in lines[1]] == ["Signs (signs)", "SIGNS", "10", "1234", "a drawing of signs <0>."]
     assert len(lines) == 3
+
+
+def test_regime_table_puts_clip_beside_ours() -> None:
+    zero_shot, *_, experts = samples.records()
+    theirs = counterparts(["SUN397", "Stanford Cars"])
+    html = regime_table(samples.suite(), ["scenes", "digits"], zero_shot, experts, theirs).data
+    lines = [[words(cell) for cell in line] for line in rows(html)]
+    assert lines[0][-2:] == ["zero-shot, CLIP ViT-B/32 (FB)", "fine-tuned, CLIP ViT-B/32 (FB)"]
+    assert lines[1] == ["Scenes (scenes)", "SCENES", "10", "60", "1234", "40.0", "90.0", "63.2", "74.9"]
+    assert lines[2][5:] == ["50.0", "99.0", "59.6", "78.5"]
+    assert lines[3] == ["average", "", "", "", "", "45.0", "94.5", "61.4", "76.7"]  # of the two tasks shown
+
+
+def test_regime_table_leaves_out_what_clip_was_not_tested_on() -> None:
+    zero_shot, *_, experts = samples.records()
+    theirs = counterparts(["SUN397", "lanterns"])
+    html = regime_table(samples.suite(), ["scenes", "digits"], zero_shot, experts, theirs).data
+    lines = [[words(cell) for cell in line] for line in rows(html)]
+    assert lines[2][-2:] == lines[3][-2:] == ["–", "–"]  # nor is there an average of different tasks
 
 
 @pytest.mark.parametrize("show", [True, False])

@@ -1,6 +1,7 @@
 """Weights: strict checks, files read lazily and written whole, hashes."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mergekit_lite.weights import (
     check_finite,
     check_floating,
     check_same,
+    geometry,
     read,
     task_vector,
     weights_hash,
@@ -147,3 +149,61 @@ def test_the_hash_sees_every_bit_and_no_order(weights: dict[str, Tensor]) -> Non
     }
     assert first not in {weights_hash(one) for one in changed.values()}
     assert len(weights_hash({"scalar": torch.tensor(1.0), "none": torch.zeros(0)})) == 16
+
+
+def test_geometry_of_vectors_known_by_hand(tmp_path: Path) -> None:
+    base = {"a": torch.tensor([[3.0, 0.0]]), "b": torch.tensor([4.0, 0.0])}  # of length 5
+    moves = {"first": ([[1.0, 0.0]], [0.0, 0.0]), "second": ([[0.0, 0.0]], [0.0, 2.0]), "third": ([[-3.0, 0]], [0, 3])}
+    experts = {}
+    for name, (a, b) in moves.items():
+        expert = {"a": base["a"] + torch.tensor(a), "b": base["b"] + torch.tensor(b)}
+        write(tmp_path / f"{name}.safetensors", expert)
+        experts[name] = LazyWeights(tmp_path / f"{name}.safetensors")
+    names, norms, cosines = geometry(base, experts)
+    half = 0.5**0.5
+    assert names == ("first", "second", "third")
+    assert norms.tolist() == pytest.approx([0.2, 0.4, 0.6 * 2**0.5])
+    assert cosines.flatten().tolist() == pytest.approx([1, 0, -half, 0, 1, half, -half, half, 1])
+
+
+def test_geometry_is_that_of_all_parameters_in_one_row(weights: dict[str, Tensor]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    experts = {
+        name: {key: one + 0.01 * torch.randn(one.shape, generator=generator) for key, one in weights.items()}
+        for name in ("x", "y")
+    }
+    rows = [
+        torch.cat([(expert[key] - weights[key]).double().flatten() for key in weights]) for expert in experts.values()
+    ]
+    _, norms, cosines = geometry(weights, experts)
+    length = torch.cat([one.double().flatten() for one in weights.values()]).norm()
+    assert torch.allclose(norms, torch.stack([row.norm() for row in rows]) / length)
+    assert torch.allclose(cosines[0, 1], torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=0))
+    assert torch.equal(cosines, cosines.T)
+
+
+def test_geometry_reads_one_tensor_of_every_expert_at_a_time(weights: dict[str, Tensor]) -> None:
+    asked: list[str] = []
+
+    class Watched(dict[str, Tensor]):
+        def __getitem__(self, key: str) -> Tensor:
+            if sys._getframe(1).f_code.co_name != "_layout":
+                asked.append(key)
+            return super().__getitem__(key)
+
+    geometry(weights, {"x": Watched(weights), "y": Watched(weights)})
+    assert asked == [key for key in weights for _ in range(2)]
+
+
+def test_geometry_of_an_expert_that_did_not_move_has_no_angle(weights: dict[str, Tensor]) -> None:
+    moved = {key: one + 1 for key, one in weights.items()}
+    _, norms, cosines = geometry(weights, {"still": weights, "moved": moved})
+    assert norms[0] == 0
+    assert cosines.isnan().tolist() == [[True, True], [True, False]]
+
+
+def test_geometry_refuses_what_does_not_fit_and_names_the_expert(weights: dict[str, Tensor]) -> None:
+    with pytest.raises(KitError, match=r"weights of the expert 'x' do not fit the base weights: 'e' is missing"):
+        geometry(weights, {"x": {key: one for key, one in weights.items() if key != "e"}})
+    with pytest.raises(KitError, match=r"NaN or infinite values in the expert 'y'\. Fetch or train it again"):
+        geometry(weights, {"x": weights, "y": {**weights, "a": weights["a"] * torch.nan}})

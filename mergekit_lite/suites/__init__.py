@@ -9,7 +9,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.suite import Split, Suite, Task
 
 SUITES = {"miniature": "mergekit_lite.suites.miniature"}
-"""Name -> module with a function `load(device)`; imported when asked for, since open_clip takes seconds to import."""
+"""Name -> module with `load(device)`; imported when asked for, since open_clip takes seconds."""
 
 __all__ = ["SUITES", "Split", "Suite", "Task", "load_suite"]
 

@@ -45,6 +45,44 @@ class Split:
     labels: NDArray[np.int64]
 
 
+def checked_split(task: Task, side: int, images: NDArray[Any], labels: NDArray[Any]) -> Split:
+    """Return the images and labels of `task` as a Split.
+
+    Raises:
+        KitError: images that are not (N, 3, side, side) uint8, or labels that are not (N,) int64 of the task's classes.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (3, side, side):
+        raise KitError(
+            f"Task '{task.name}': images must be (N, 3, {side}, {side}) uint8, but are {images.shape} {images.dtype}. "
+            f"Resize them, put the channels first and scale them to 0 ... 255."
+        )
+    classes = len(task.classnames)
+    fits = labels.dtype == np.int64 and labels.shape == images.shape[:1]
+    if not fits or not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise KitError(
+            f"Task '{task.name}': labels must be one int64 from 0 to {classes - 1} for each of {len(images)} images, "
+            f"but are {labels.shape} {labels.dtype}. Give each image the number of its class name."
+        )
+    return Split(images, labels)
+
+
+def check_tasks(tasks: Sequence[Task]) -> None:
+    """Check that tasks can be told apart and learnt.
+
+    Raises:
+        KitError: two tasks of one name, a task with fewer than two classes, or two classes of one name.
+    """
+    names = [task.name for task in tasks]
+    for task in tasks:
+        if names.count(task.name) > 1:
+            raise KitError(f"There are {names.count(task.name)} tasks called '{task.name}'. Give each its own name.")
+        if len(task.classnames) < 2:
+            raise KitError(f"Task '{task.name}' has {len(task.classnames)} class. Give it two classes or more.")
+        twice = sorted({name for name in task.classnames if task.classnames.count(name) > 1})
+        if twice:
+            raise KitError(f"Task '{task.name}' has the class '{twice[0]}' more than once. Rename one of them.")
+
+
 class Lazy(Mapping[str, Value]):
     """A mapping with known keys whose values are made at first use and kept if asked to."""
 
@@ -96,6 +134,7 @@ class Suite(ABC):
         tokenizer: Any,
         device: torch.device,
     ) -> None:
+        check_tasks(tasks)
         self.name, self.title, self.device = name, title, device
         self.tasks: Mapping[str, Task] = {task.name: task for task in tasks}
         self._tokenizer = tokenizer
@@ -133,6 +172,16 @@ class Suite(ABC):
     def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str]) -> dict[str, Any]:
         """Return hashes of all that a result depends on (base, experts, images), without making any of it."""
 
+    def with_expert_seed(self, seed: int) -> "Suite":
+        """Return this suite with experts of another training run, for error bars; seed 0 is the suite itself.
+
+        Raises:
+            KitError: the suite has one set of experts.
+        """
+        if seed == 0:
+            return self
+        raise KitError(f"Suite '{self.name}' has one set of experts. Leave expert_seed at 0.")
+
     def names(self, which: str | Sequence[str]) -> tuple[str, ...]:
         """Return task names: of a named set such as ``"eight"``, or of a list as it is.
 
@@ -164,6 +213,13 @@ class Suite(ABC):
         from open_clip import build_zero_shot_classifier
 
         entry = self.tasks[task]
+        for name in entry.classnames:
+            for template in entry.templates:
+                if self._tokenizer([template.format(name)])[0, -1] != 0:  # no padding is left
+                    raise KitError(
+                        f"Task '{task}': the prompt for class '{name}' fills all places of the tokenizer, so its "
+                        f"end is cut off. Shorten the class name or the template '{template}'."
+                    )
         columns = build_zero_shot_classifier(
             self._model, self._tokenizer, entry.classnames, entry.templates, device=self.device
         )

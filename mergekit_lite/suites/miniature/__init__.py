@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from copy import copy
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,10 @@ from torch import Tensor
 from mergekit_lite import training
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, file_hash, locked, written_whole
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.miniature.drawing import draw
+from mergekit_lite.suites.miniature.canvas import SIDE
+from mergekit_lite.suites.miniature.drawing import pictures
 from mergekit_lite.suites.miniature.tasks import TASKS
-from mergekit_lite.suites.suite import Split, Suite, Task, Which
+from mergekit_lite.suites.suite import Lazy, Split, Suite, Task, Which, checked_split
 from mergekit_lite.training import Recipe, fine_tune
 from mergekit_lite.weights import LazyWeights, write
 from mergekit_lite.workers import side_by_side
@@ -25,8 +27,8 @@ from mergekit_lite.workers import side_by_side
 HERE = Path(__file__).parent
 ARCHITECTURE = "mergekit-lite-miniature"  # the name under which open_clip knows the .json file beside this one
 BASE = HERE / "base.safetensors"
-SIZES: dict[Which, int] = {"train": 3000, "test": 1000}
-RECIPE = Recipe(epochs=3, learning_rate=3e-4, batch_size=64)
+SIZES: dict[Literal["pretrain", "train", "test"], int] = {"train": 3000, "test": 1000}
+RECIPE = Recipe(steps=140, learning_rate=3e-4, batch_size=64)
 
 open_clip.add_model_config(HERE / f"{ARCHITECTURE}.json")
 
@@ -42,6 +44,7 @@ class Miniature(Suite):
     """Images are drawn, experts fine-tuned, at first use; both are kept in the cache under a hash of what made them."""
 
     def __init__(self, device: torch.device) -> None:
+        self.recipe = RECIPE
         tasks = [
             Task(task.name, task.title, task.counterpart, tuple(c.name for c in task.classes), task.templates)
             for task in TASKS.values()
@@ -54,10 +57,22 @@ class Miniature(Suite):
         """Return a picklable function that makes this suite again."""
         return partial(load, self.device)
 
+    def with_expert_seed(self, seed: int) -> Suite:
+        """Return this suite with experts that saw their images in another order."""
+        other = copy(self)
+        other.recipe = replace(RECIPE, seed=seed)
+        other.experts = Lazy(tuple(other.tasks), other.expert, keep=False)
+        return other
+
     @property
     def sizes(self) -> Mapping[str, tuple[int, int]]:
         """Return for each task how many training and test images it has."""
-        return dict.fromkeys(self.tasks, (SIZES["train"], SIZES["test"]))
+        return {
+            name: (SIZES["train"], SIZES["test"])
+            if TASKS[name].real is None
+            else (len(self.split(name, "train").labels), len(self.split(name, "test").labels))
+            for name in self.tasks
+        }
 
     def split(self, task: str, which: Which) -> Split:
         """Return images (N, 3, 32, 32) and labels (N,) of a split, drawn at first use, then memory-mapped."""
@@ -65,8 +80,9 @@ class Miniature(Suite):
         images, labels = (cache_dir("images", "miniature") / f"{name}.{part}.npy" for part in ("images", "labels"))
         with locked(images):
             if not images.exists():  # written last, so that it stands for both
-                drawn = draw(TASKS[task], which, SIZES[which])
-                for path, array in zip((labels, images), (drawn[1], drawn[0]), strict=True):
+                made = pictures(TASKS[task], which, SIZES)
+                checked_split(self.tasks[task], SIDE, made[0].numpy(), made[1].numpy())
+                for path, array in zip((labels, images), (made[1], made[0]), strict=True):
                     with written_whole(path) as temporary, temporary.open("wb") as stream:
                         np.save(stream, array.numpy())
         return Split(np.load(images, mmap_mode="r"), np.load(labels))
@@ -78,8 +94,8 @@ class Miniature(Suite):
             if not path.exists():
                 split = self.split(task, "train")
                 with torch.enable_grad():
-                    weights = fine_tune(self.encode, self.base, self.heads[task], split, RECIPE)
-                write(path, weights, {"task": task, "recipe": str(asdict(RECIPE))})
+                    weights = fine_tune(self.encode, self.base, self.heads[task], split, self.recipe)
+                write(path, weights, {"task": task, "recipe": str(asdict(self.recipe))})
         return LazyWeights(path, self.device)
 
     def expert_file(self, task: str) -> Path:
@@ -91,15 +107,15 @@ class Miniature(Suite):
         entry = self.tasks[task]
         head = [entry.classnames, entry.templates]
         code = code_hash(Path(training.__file__))
-        return content_hash([base_hash(), asdict(RECIPE), data_hash(task, "train"), head, code])
+        return content_hash([base_hash(), asdict(self.recipe), data_hash(task, "train"), head, code])
 
     def prepare(self, tasks: Sequence[str], workers: int) -> None:
         """Fine-tune the experts of `tasks` that are not there yet, side by side, and say so."""
         missing = [task for task in tasks if not self.expert_file(task).exists()]
         if missing:
             print(f"Fine-tuning {len(missing)} experts: {', '.join(missing)}.", flush=True)
-        begun = time.perf_counter()
-        for done, (task, outcome) in enumerate(side_by_side(self.loader, _make_expert, missing, workers), start=1):
+        begun, make = time.perf_counter(), partial(_make_expert, seed=self.recipe.seed)
+        for done, (task, outcome) in enumerate(side_by_side(self.loader, make, missing, workers), start=1):
             outcome()
             print(f"[{done}/{len(missing)}] expert {task}, {time.perf_counter() - begun:.0f} s", flush=True)
 
@@ -115,8 +131,8 @@ class Miniature(Suite):
         }
 
 
-def _make_expert(suite: Suite, task: str) -> None:
-    suite.expert(task)
+def _make_expert(suite: Suite, task: str, seed: int) -> None:
+    suite.with_expert_seed(seed).expert(task)
 
 
 @cache
@@ -128,5 +144,5 @@ def base_hash() -> str:
 @cache
 def data_hash(task: str, which: Literal["train", "test"]) -> str:
     """Return a hash of the code that draws `task` and of the split's size."""
-    code = code_hash(HERE / "canvas.py", HERE / "drawing.py", HERE / "tasks" / f"{task}.py")
+    code = code_hash(HERE / "canvas.py", HERE / "sketch.py", HERE / "drawing.py", HERE / "tasks" / f"{task}.py")
     return content_hash([code, which, SIZES[which]])

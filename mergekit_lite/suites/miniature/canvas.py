@@ -198,6 +198,22 @@ def tiled(f: Frame, period: Tensor | float, aspect: float = 1.0) -> Frame:
     return Frame(u, v, f.soft)
 
 
+def ellipse(
+    f: Frame, width: Tensor | float, height: Tensor | float, x: Tensor | float = 0.0, y: Tensor | float = 0.0
+) -> Tensor:
+    """Return about the distance to an ellipse with the given half width and half height."""
+    size = (torch.as_tensor(width) * torch.as_tensor(height)).sqrt()
+    return ((((f.u - x) / width) ** 2 + ((f.v - y) / height) ** 2).sqrt() - 1) * size
+
+
+def around(f: Frame, count: int, radius: Tensor | float = 0.0) -> Frame:
+    """Return the frame repeated `count` times around its origin, each copy at `radius`, its top outwards."""
+    step = 2 * np.pi / count
+    angle = torch.remainder(torch.atan2(f.u, -f.v) + step / 2, step) - step / 2
+    distance = (f.u**2 + f.v**2).sqrt()
+    return Frame(distance * angle.sin(), radius - distance * angle.cos(), f.soft)
+
+
 # glyphs
 
 FONTS = (

@@ -1,7 +1,7 @@
 """What a drawn task is, and drawing whole splits of it."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +38,8 @@ class DrawnTask:
         zero_shot: accuracy in percent of CLIP ViT-B/32 on the real data set, which the miniature's zero-shot head is
             made as bad as; published by FusionBench, see `mergekit_lite/reference`.
         grain: standard deviation of the sensor noise, of the whole range of grey.
+        real: returns all pictures (N, 3, 32, 32) uint8 and labels (N,) of a real data set, which then make up the
+            training and test splits; drawn ones are left for pre-training.
     """
 
     name: str
@@ -48,6 +50,7 @@ class DrawnTask:
     classes: tuple[DrawnClass, ...]
     zero_shot: float
     grain: float = 0.03
+    real: Callable[[], tuple[Tensor, Tensor]] | None = None
 
 
 def draw(task: DrawnTask, which: Which, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -67,3 +70,17 @@ def draw(task: DrawnTask, which: Which, size: int, seed: int = 0) -> tuple[Tenso
             entry.draw(canvas)
             images[places] = (canvas.finished(task.grain) * 255 + 0.5).to(torch.uint8)
     return images, labels
+
+
+def pictures(task: DrawnTask, which: Literal["train", "test"], sizes: Mapping[Which, int]) -> tuple[Tensor, Tensor]:
+    """Return a split to fine-tune or to test on: drawn, or the task's share of real pictures.
+
+    Of N real pictures a fixed, shuffled `sizes["test"]` / (`sizes["train"]` + `sizes["test"]`) are for testing.
+    """
+    if task.real is None:
+        return draw(task, which, sizes[which])
+    images, labels = task.real()
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
+    tests = round(len(labels) * sizes["test"] / (sizes["train"] + sizes["test"]))
+    rows = order[:tests] if which == "test" else order[tests:]
+    return images[rows], labels[rows]

@@ -22,49 +22,62 @@ STRENGTHS = np.arange(0, 6, 0.05)  # lengths of the random vector that are tried
 
 
 def targets(tasks: Mapping[str, DrawnTask], known: Known, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Return for every class name the unit vector (D,) that the text tower is to give it.
+    """Return for every prompt the unit vector (D,) that the text tower is to give it.
 
-    Tasks that share names, as house numbers and digits do, share their vectors and with them the strength.
+    Tasks that have a prompt in common, as house numbers and digits do, share their names' vectors and one strength.
     """
-    right: dict[str, list[Tensor]] = {}
-    for key, task in tasks.items():
-        features, labels = known[key]
-        for label, entry in enumerate(task.classes):
-            right.setdefault(entry.name, []).append(normalize(features[labels == label].mean(0), dim=0))
-    place = {name: normalize(torch.stack(means).mean(0), dim=0) for name, means in right.items()}
-    width = len(next(iter(place.values())))
-    random = {
-        name: torch.from_numpy(rng.standard_normal(width).astype(np.float32)).to(place[name]) / width**0.5
-        for name in place
-    }
-
-    def head(task: DrawnTask, strength: float) -> Tensor:
-        names = [entry.name for entry in task.classes]
-        return torch.stack([normalize(place[name] + strength * random[name], dim=0) for name in names])
-
-    def too_good(group: Sequence[str], strength: float) -> float:
-        """Return by how many points the group's zero-shot accuracy is above what it should be."""
-        points = 0.0
-        for key in group:
-            features, labels = known[key]
-            guesses = (features @ head(tasks[key], strength).T).argmax(1)
-            points += 100 * float((guesses == labels).float().mean()) - tasks[key].zero_shot
-        return points
-
     taught: dict[str, Tensor] = {}
-    for group in _sharing(tasks):
-        strength = min(STRENGTHS, key=lambda one: abs(too_good(group, one)))
-        for key in group:
-            taught |= dict(zip((entry.name for entry in tasks[key].classes), head(tasks[key], strength), strict=True))
+    for keys in _sharing(tasks):
+        taught |= _disturbed([tasks[key] for key in keys], [known[key] for key in keys], rng)
     return taught
 
 
+def _disturbed(
+    tasks: Sequence[DrawnTask], known: Sequence[tuple[Tensor, Tensor]], rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """Return the prompts' vectors of one group of tasks, disturbed until its zero-shot accuracy is as low as CLIP's."""
+    means: dict[str, list[Tensor]] = {}
+    for task, (features, labels) in zip(tasks, known, strict=True):
+        for label, entry in enumerate(task.classes):
+            means.setdefault(entry.name, []).append(normalize(features[labels == label].mean(0), dim=0))
+    row = {name: number for number, name in enumerate(means)}
+    right = normalize(torch.stack([torch.stack(several).mean(0) for several in means.values()]), dim=1)
+    random = torch.from_numpy(rng.standard_normal(right.shape).astype(np.float32)).to(right) / right.shape[1] ** 0.5
+
+    def vectors(strength: float) -> Tensor:
+        return normalize(right + strength * random, dim=1)
+
+    def too_good(strength: float) -> float:
+        """Return by how many points the group's zero-shot accuracies, summed, are above what they should be."""
+        points = 0.0
+        for task, (features, labels) in zip(tasks, known, strict=True):
+            head = vectors(strength)[[row[entry.name] for entry in task.classes]]
+            points += 100 * float(((features @ head.T).argmax(1) == labels).float().mean()) - task.zero_shot
+        return points
+
+    final = vectors(min(STRENGTHS, key=lambda strength: abs(too_good(strength))))
+    return {
+        prompt: final[row[entry.name]]
+        for task in tasks
+        for entry in task.classes
+        for prompt in _prompts(task, entry.name)
+    }
+
+
+def _prompts(task: DrawnTask, name: str) -> list[str]:
+    return [template.format(name) for template in task.templates]
+
+
 def _sharing(tasks: Mapping[str, DrawnTask]) -> list[list[str]]:
-    """Return the tasks in groups that have class names in common."""
-    groups: dict[frozenset[str], list[str]] = {}
+    """Return the tasks in groups; two tasks with a prompt in common are in one group."""
+    groups: list[tuple[set[str], list[str]]] = []
     for key, task in tasks.items():
-        groups.setdefault(frozenset(entry.name for entry in task.classes), []).append(key)
-    return list(groups.values())
+        prompts = {prompt for entry in task.classes for prompt in _prompts(task, entry.name)}
+        touching = [group for group in groups if group[0] & prompts]
+        groups = [group for group in groups if not group[0] & prompts]
+        joined = prompts.union(*(group[0] for group in touching)), [*(k for group in touching for k in group[1]), key]
+        groups.append(joined)
+    return [keys for _, keys in groups]
 
 
 def teach(
@@ -81,13 +94,7 @@ def teach(
 
     The image tower is locked (LiT, Zhai et al. 2022): the features stay as good as they are.
     """
-    taught = targets(tasks, known, rng)
-    pairs = {
-        template.format(entry.name): taught[entry.name]
-        for task in tasks.values()
-        for entry in task.classes
-        for template in task.templates
-    }
+    pairs = targets(tasks, known, rng)
     device = model.logit_scale.device
     prompts, goals = tokenizer([*pairs]).to(device), torch.stack([*pairs.values()])
     frozen = {id(value) for value in (*model.visual.parameters(), model.logit_scale)}

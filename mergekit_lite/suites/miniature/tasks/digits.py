@@ -1,6 +1,15 @@
-"""Handwritten-looking digits on black: the counterpart of MNIST."""
+"""Handwritten digits, the counterpart of MNIST: real ones to learn and test on, drawn ones for pre-training.
+
+The real ones are the 1,797 that scikit-learn ships, a part of E. Alpaydin and C. Kaynak's Optical Recognition of
+Handwritten Digits (UCI, 1998).
+"""
 
 from functools import partial
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from mergekit_lite.suites.miniature.canvas import Canvas, Frame, glyph
 from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
@@ -15,6 +24,14 @@ def draw(c: Canvas, digit: str) -> None:
     c.blend((ink * c.uniform(1.0, 2.2)).clamp(0, 1), c.grey(0.8, 1.0))
 
 
+def real() -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's 8 x 8 digits, smoothly enlarged to 32 x 32, and their labels."""
+    stored = load_digits()
+    images = torch.from_numpy(stored.images).float().unsqueeze(1) / 16
+    large = interpolate(images, (32, 32), mode="bicubic").clamp(0, 1).expand(-1, 3, -1, -1)
+    return (large * 255 + 0.5).to(torch.uint8), torch.from_numpy(stored.target).long()
+
+
 CAPTIONS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TASK = DrawnTask(
     name="digits",
@@ -25,4 +42,5 @@ TASK = DrawnTask(
     classes=tuple(DrawnClass(str(d), word, partial(draw, digit=str(d))) for d, word in enumerate(CAPTIONS)),
     zero_shot=48.26,
     grain=0.02,
+    real=real,
 )

@@ -1,0 +1,31 @@
+"""One function for each kind of figure, and `show`, which puts a figure into a notebook with its alternative text.
+
+All figures have an opaque white ground and dark ink. A transparent ground would need a second set of inks for dark
+mode, and a copied figure would be unreadable on the other ground; a white card reads the same in both and in print.
+Lines and letters are vectors (SVG, letters as outlines, so no font is needed), and the same data give the same bytes.
+Each function writes what it drew into the figure's label, in words and numbers: `show` takes it as alternative text.
+"""
+
+from mergekit_lite.figures.accuracy import accuracy_bars, accuracy_heatmap, adaptation_curve, agreement, agreement_frame
+from mergekit_lite.figures.pictures import gallery
+from mergekit_lite.figures.style import LOOKS, SPARE, figure_html, look, show
+from mergekit_lite.figures.vectors import coefficient_map, coefficients, cosine_heatmap, transfer, transfer_heatmap
+
+__all__ = [
+    "LOOKS",
+    "SPARE",
+    "accuracy_bars",
+    "accuracy_heatmap",
+    "adaptation_curve",
+    "agreement",
+    "agreement_frame",
+    "coefficient_map",
+    "coefficients",
+    "cosine_heatmap",
+    "figure_html",
+    "gallery",
+    "look",
+    "show",
+    "transfer",
+    "transfer_heatmap",
+]

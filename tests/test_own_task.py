@@ -1,0 +1,50 @@
+"""The book's example of a task of one's own is a file and a row, and then a task like all others."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mergekit_lite.evaluation import accuracy
+from mergekit_lite.suites import load_suite, miniature
+from mergekit_lite.suites.miniature.drawing import DrawnTask, draw
+from mergekit_lite.suites.miniature.tasks import TASKS
+
+EXAMPLE = Path(__file__).parents[1] / "book" / "examples" / "flags.py"
+
+
+@pytest.fixture(scope="module")
+def flags() -> DrawnTask:
+    spec = importlib.util.spec_from_file_location("flags", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    task: DrawnTask = module.TASK
+    return task
+
+
+def test_the_example_is_short() -> None:
+    lines = [line for line in EXAMPLE.read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert len(lines) <= 35  # of which the imports are six
+
+
+def test_its_pictures_differ_and_its_classes_are_balanced(flags: DrawnTask) -> None:
+    images, labels = draw(flags, "test", 100)
+    assert len({picture.numpy().tobytes() for picture in images}) == 100
+    assert labels.bincount().tolist() == [20] * 5
+
+
+@pytest.mark.skipif(not miniature.BASE.exists(), reason="there are no base weights")
+def test_with_its_row_it_is_a_task_of_the_suite_that_can_be_learnt(
+    flags: DrawnTask, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setitem(TASKS, flags.name, flags)
+    # The hash of the file that draws a task is taken in the folder of tasks, where this one does not lie.
+    monkeypatch.setattr(miniature, "data_hash", lambda task, which: f"{task}{which}")
+    suite = load_suite("miniature", "cpu")
+    assert list(suite.tasks)[-1] == "flags"
+    assert suite.names("eight") == tuple(suite.tasks)[:8]  # the benchmark's sets stay what they are
+    assert np.shape(suite.split("flags", "test").images) == (1000, 3, 32, 32)
+    assert accuracy(suite, suite.experts["flags"], "flags") > max(80, accuracy(suite, suite.base, "flags"))
