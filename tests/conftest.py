@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+# One test process a core: with more threads than that, tiny models spend their time waiting for one another.
+torch.set_num_threads(1)
+
 
 @dataclass
 class GivenData:

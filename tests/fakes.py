@@ -104,8 +104,14 @@ def slow_average(
     log: str = "",
     seconds: float = 0.0,
     fail: str = "",
+    after: str = "",
 ) -> Merged:
-    """Average slowly; each call leaves a line in the file `log`. `fail`: raise, or end the process."""
+    """Average slowly; each call leaves a line in the file `log`. `fail`: raise, or end the process.
+
+    With `after`, a folder, it first waits until three records lie there.
+    """
+    while after and len(list(Path(after).glob("*.json"))) < 3:
+        time.sleep(0.1)
     if log:
         with Path(log).open("a", encoding="utf-8") as stream:
             stream.write(f"{os.getpid()} {seconds}\n")
