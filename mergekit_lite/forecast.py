@@ -68,6 +68,7 @@ def forecast(profile: Profile, root: Path) -> Iterator[Forecast]:
         KitError: a notebook's parameters are wrong, or it fails before its study starts.
     """
     library = runner.library_hash()
+    made: set[str] = set()  # what earlier notebooks will have made
     for notebook in profile.notebooks:
         parameters = runner.check_parameters(profile, notebook, root)
         template = root / "notebooks" / f"{notebook}.ipynb"
@@ -81,7 +82,7 @@ def forecast(profile: Profile, root: Path) -> Iterator[Forecast]:
         if plan is None:
             yield Forecast(notebook, work=(Work("notebook without a study", 1, 1, loading),))
         else:
-            yield replace(predict(plan.suite, plan.cells, plan.workers, loading), notebook=notebook)
+            yield replace(predict(plan.suite, plan.cells, plan.workers, loading, made), notebook=notebook)
 
 
 def planned(template: Path, parameters: Mapping[str, Any]) -> Planned | None:
@@ -115,7 +116,9 @@ def planned(template: Path, parameters: Mapping[str, Any]) -> Planned | None:
     return None
 
 
-def predict(suite: Suite, cells: Sequence[Cell], workers: int | None, loading: float) -> Forecast:
+def predict(
+    suite: Suite, cells: Sequence[Cell], workers: int | None, loading: float, made: set[str] | None = None
+) -> Forecast:
     """Return what it takes to compute the `cells` that are not recorded yet, and the experts and images they need.
 
     Args:
@@ -123,7 +126,9 @@ def predict(suite: Suite, cells: Sequence[Cell], workers: int | None, loading: f
         cells: the grid.
         workers: processes side by side, as for `study.run`.
         loading: seconds that a process takes to load the library and the suite.
+        made: names of records, experts and images that will be there by then; what these cells make is added.
     """
+    made = set() if made is None else made
     workers = workers or (1 if suite.device.type == "cuda" else cores())
     threads = torch.get_num_threads()
     reset_peak_memory(suite.device)
@@ -131,8 +136,11 @@ def predict(suite: Suite, cells: Sequence[Cell], workers: int | None, loading: f
     records = cache_dir("records", suite.name)
     keys = {study.cell_key(suite, cell): cell for cell in cells}
     missing = {
-        key: one for key, one in keys.items() if not isinstance(read_record(records / f"{key}.json", key), Record)
+        key: one
+        for key, one in keys.items()
+        if key not in made and not isinstance(read_record(records / f"{key}.json", key), Record)
     }
+    made |= set(missing)
     work: list[Work] = []
     seconds: list[float] = []
     disk = 0.0
@@ -140,7 +148,7 @@ def predict(suite: Suite, cells: Sequence[Cell], workers: int | None, loading: f
         with busy_neighbours(min(workers, len(missing)) - 1):
             try:
                 torch.set_num_threads(1)  # as in a worker
-                work, disk = _making(suite, list(missing.values()), workers)
+                work, disk = _making(suite, list(missing.values()), workers, made)
                 bench = Bench(suite)
                 seconds = [bench.cell(cell) for cell in missing.values()]
             finally:
@@ -161,18 +169,24 @@ def side_by_side_seconds(seconds: Sequence[float], workers: int) -> float:
     return max(busy)
 
 
-def _making(suite: Suite, cells: Sequence[Cell], workers: int) -> tuple[list[Work], float]:
+def _making(suite: Suite, cells: Sequence[Cell], workers: int, made: set[str]) -> tuple[list[Work], float]:
     """Return the work of making images and experts that are not cached, and the MiB that they will take on disk."""
-    pool = dict.fromkeys(task for cell in cells for task in cell.pool)
+    pool = dict.fromkeys((cell.expert_seed, task) for cell in cells for task in cell.pool)
     shown = dict.fromkeys(task for cell in cells for task in (*cell.pool, *cell.evaluate))
-    hashes = suite.fingerprint(tuple(pool), tuple(shown))
+    seeds = {seed for seed, _ in pool}
+    experts_of = {seed: suite.with_expert_seed(seed).fingerprint(tuple(shown), ())["experts"] for seed in seeds}
+    tests = suite.fingerprint((), tuple(shown))["data"]
     experts, images = (
         [path.name for path in cache_dir(kind, suite.name).iterdir() if not path.name.startswith(".")]
         for kind in ("experts", "images")
     )
-    raw = [task for task in pool if not any(hashes["experts"][task] in name for name in experts)]
-    splits = [(task, "test") for task in shown if not any(hashes["data"][task] in name for name in images)]
-    splits += [(task, "train") for task in raw if not any(name.startswith(f"{task}-train-") for name in images)]
+    experts, images = [*experts, *made], [*images, *made]
+    raw = [(seed, task) for seed, task in pool if not any(experts_of[seed][task] in name for name in experts)]
+    learnt = dict.fromkeys(task for _, task in raw)
+    splits = [(task, "test") for task in shown if not any(tests[task] in name for name in images)]
+    splits += [(task, "train") for task in learnt if not any(name.startswith(f"{task}-train-") for name in images)]
+    made |= {experts_of[seed][task] for seed, task in raw} | {tests[task] for task in shown}
+    made |= {f"{task}-train-" for task in learnt}
     counts = {(task, which): suite.sizes[task][which == "test"] for task, which in splits}
 
     drawing = training = 0.0
@@ -186,7 +200,7 @@ def _making(suite: Suite, cells: Sequence[Cell], workers: int) -> tuple[list[Wor
     size = sum(tensor.nbytes for tensor in suite.base.values()) * len(raw)
     size += sum(counts.values()) * math.prod(image_shape(suite))
     work = [
-        Work("images", len(splits), len(shown) + len(raw), drawing / min(workers, max(1, len(shown)))),
+        Work("images", len(splits), len(shown) + len(learnt), drawing / min(workers, max(1, len(shown)))),
         Work("experts", len(raw), len(pool), training),
     ]
     return work, size / 2**20

@@ -1,5 +1,6 @@
 """A suite so small that a study of it takes milliseconds, importable by name from worker processes."""
 
+import copy
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ class FakeSuite:
 
     name: str = "fake"
     seed: int = 0
+    expert_seed: int = 0
     title: str = "a fake"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     prepared: list[tuple[str, ...]] = field(default_factory=list)
@@ -74,6 +76,16 @@ class FakeSuite:
         features = torch.nn.functional.linear(flat, weights["layer.weight"], weights["layer.bias"]).tanh()
         return torch.nn.functional.normalize(features, dim=1)
 
+    def with_expert_seed(self, seed: int) -> "FakeSuite":
+        if seed == 0:
+            return self
+        other = copy.copy(self)
+        other.expert_seed = seed
+        other.experts = {
+            name: {key: one + seed for key, one in expert.items()} for name, expert in self.experts.items()
+        }
+        return other
+
     def names(self, which: str | Sequence[str]) -> tuple[str, ...]:
         unknown = [name for name in which if name not in self.tasks]
         if unknown:
@@ -87,7 +99,7 @@ class FakeSuite:
         return {
             "suite": self.name,
             "base": content_hash(["base", self.seed]),
-            "experts": {task: content_hash([task, self.seed]) for task in pool},
+            "experts": {task: content_hash([task, self.seed, self.expert_seed]) for task in pool},
             "data": {task: content_hash([task, self.seed]) for task in evaluate},
         }
 

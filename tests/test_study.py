@@ -295,6 +295,16 @@ def test_a_failing_cell_is_named_and_costs_the_others_nothing(
     assert len(study.run(suite, [cells[0], cells[2]], workers=1, folder=tmp_path)) == 2
 
 
+def test_experts_of_each_seed_are_prepared_and_merged_apart(suite: "Suite", tmp_path: Path) -> None:
+    cells = [cell().model_copy(update={"expert_seed": seed}) for seed in (0, 2, 2)]
+    first, second, again = study.run(suite, cells, workers=1, folder=tmp_path)
+    assert second == again
+    assert first.key != second.key
+    assert first.provenance.suite["experts"] != second.provenance.suite["experts"]
+    assert len(list(tmp_path.glob("*.json"))) == 2
+    assert prepared(suite) == [TASKS] * 2
+
+
 def test_workers_give_the_same_as_one_process_and_a_dying_one_is_worded(suite: "Suite", tmp_path: Path) -> None:
     log = tmp_path / "log"
     good = [

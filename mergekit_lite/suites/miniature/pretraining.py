@@ -47,7 +47,7 @@ class PretrainingRecipe:
     warm_up: float = 0.1
     shard: int = 500
     naming_images: int = 2000
-    naming_steps: int = 800
+    naming_steps: int = 2000
     naming_rate: float = 2e-3
     seed: int = 0
 
