@@ -24,7 +24,10 @@ from mergekit_lite.suites.miniature.tasks import (
 )
 
 _EIGHT = (scenes, vehicles, aerial, landcover, numbers, signs, digits, textures)
-_FOURTEEN = (*_EIGHT, flowers, tissue, faces, pets, objects, things)
-_TWENTY = (*_FOURTEEN, thumbnails, food, clothes, letters, script, reviews)
+_TWELVE = (flowers, tissue, faces, pets, objects, things, thumbnails, food, clothes, letters, script, reviews)
 
-TASKS = {module.TASK.name: module.TASK for module in _TWENTY}
+DRAWN = {module.TASK.name: module.TASK for module in (*_EIGHT, *_TWELVE)}
+"""All tasks that can be drawn: counterparts of the benchmark's twenty, in its order."""
+
+TASKS = {module.TASK.name: module.TASK for module in _EIGHT}
+"""The tasks of the suite. Its base was pre-trained on these; the other twelve join with a base that has seen them."""
