@@ -39,7 +39,8 @@ def suite() -> Suite:
 def test_the_tasks_stand_for_the_benchmarks_twenty_in_order(suite: Suite) -> None:
     real = json.loads((Path(mergekit_lite.__file__).parent / "reference" / "tasks.json").read_text())["tasks"]
     assert [task.zero_shot for task in DRAWN.values()] == [task["accuracy"]["b32"]["pretrained"] for task in real]
-    assert [plain(task.counterpart) for task in DRAWN.values()] == [plain(task["title"]) for task in real]
+    for task, data_set in zip(DRAWN.values(), real, strict=True):
+        assert plain(task.counterpart) in {plain(data_set["title"]), plain(data_set["name"])}
 
 
 def plain(title: str) -> str:

@@ -125,10 +125,10 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     for folder in ("notebooks", "profiles"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     executed = {path.stem: path for path in run_profile(load("smoke", tmp_path), tmp_path)}
-    assert set(executed) == {"eight_tasks", "tasks"}
-    eight, tasks = (
+    assert set(executed) == {"eight_tasks", "tasks", "regime"}
+    eight, tasks, regime = (
         outputs_of(promote(executed[name], ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "book"))
-        for name in ("eight_tasks", "tasks")
+        for name in ("eight_tasks", "tasks", "regime")
     )
     check(eight, tables=2, figures=5)  # the tasks and the results
     glued = by_key(eight)
@@ -144,6 +144,11 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     assert number(glued["tasks-zero-shot"]) < number(glued["tasks-experts"]) <= 100
     assert 0 < number(glued["tasks-norm"]) < 100
     assert -1 <= number(glued["tasks-cosine"]) <= 1
+
+    check(regime, tables=0, figures=1)
+    glued = by_key(regime)
+    assert set(glued) == {f"regime-{key}" for key in ("zero-shot", "experts", "alone", "crowd", "rank")}
+    assert number(glued["regime-zero-shot"]) < number(glued["regime-experts"]) <= 100
 
 
 def outputs_of(path: Path) -> list[Any]:
