@@ -27,7 +27,7 @@ NUMBERS = {
     "eight-layer-wise": 76.67,
     "eight-individual": 87.77,
 }
-STAND_INS = {NOTEBOOK: NUMBERS, TASKS_NOTEBOOK: TASKS_NUMBERS}
+STAND_INS = {NOTEBOOK: NUMBERS, TASKS_NOTEBOOK: TASKS_NUMBERS, f"{EXECUTED}regime.ipynb": {"regime-rank": 0.91}}
 SHEET = (
     '<figure class="kit-figure"><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt="Bars">'
     "<figcaption>Bars.</figcaption></figure>"
@@ -185,8 +185,8 @@ def glued_numbers(notebook: Path, wanted: dict[str, float]) -> dict[str, float]:
 
 
 def test_suite_page_is_in_step_with_the_suite() -> None:
-    tasks = pytest.importorskip("mergekit_lite.suites.miniature.tasks").DRAWN
-    text = (ROOT / "book/eight-tasks.md").read_text(encoding="utf-8")
+    tasks = pytest.importorskip("mergekit_lite.suites.miniature.tasks").TASKS
+    text = (ROOT / "book/miniature.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([\w ]+) \| ([\w -]+) \| (\d+) \|", text, flags=re.MULTILINE)
     assert len(rows) == 20
     assert rows == [(task.title, task.counterpart, str(len(task.classes))) for task in tasks.values()]
@@ -194,7 +194,7 @@ def test_suite_page_is_in_step_with_the_suite() -> None:
 
 def test_suite_page_quotes_the_notebook_and_shows_the_tested_example(tree: Path) -> None:
     values = glued_numbers(tree / TASKS_NOTEBOOK, TASKS_NUMBERS)
-    page = (tree / "book/_build/html/book/eight-tasks.html").read_text(encoding="utf-8")
+    page = (tree / "book/_build/html/book/miniature.html").read_text(encoding="utf-8")
     shown = re.findall(r'class="pasted-text">([^<]*)<', page)
     digits = {"tasks-zero-shot": 1, "tasks-experts": 1, "tasks-norm": 1, "tasks-cosine": 2}
     assert shown == [f"{values[name]:.{places}f}" for name, places in digits.items()]

@@ -23,11 +23,11 @@ from mergekit_lite.suites.miniature.captions import everyday
 from mergekit_lite.suites.miniature.drawing import DrawnTask, draw, pictures
 from mergekit_lite.suites.miniature.naming import targets
 from mergekit_lite.suites.miniature.pretraining import PretrainingRecipe, pretrain
-from mergekit_lite.suites.miniature.tasks import DRAWN, TASKS
+from mergekit_lite.suites.miniature.tasks import TASKS
 from mergekit_lite.suites.suite import check_tasks, checked_split
 from mergekit_lite.weights import read
 
-every_task = pytest.mark.parametrize("task", DRAWN.values(), ids=DRAWN)
+every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +38,8 @@ def suite() -> Suite:
 
 def test_the_tasks_stand_for_the_benchmarks_twenty_in_order(suite: Suite) -> None:
     real = json.loads((Path(mergekit_lite.__file__).parent / "reference" / "tasks.json").read_text())["tasks"]
-    assert [task.zero_shot for task in DRAWN.values()] == [task["accuracy"]["b32"]["pretrained"] for task in real]
-    for task, data_set in zip(DRAWN.values(), real, strict=True):
+    assert [task.zero_shot for task in TASKS.values()] == [task["accuracy"]["b32"]["pretrained"] for task in real]
+    for task, data_set in zip(TASKS.values(), real, strict=True):
         assert plain(task.counterpart) in {plain(data_set["title"]), plain(data_set["name"])}
 
 
@@ -47,10 +47,17 @@ def plain(title: str) -> str:
     return "".join(letter for letter in title.lower() if letter.isalnum())
 
 
-def test_the_suite_holds_the_first_eight_and_says_so_of_larger_sets(suite: Suite) -> None:
-    assert suite.names("eight") == tuple(DRAWN)[:8] == tuple(TASKS)
+def test_eight_and_fourteen_are_the_first_of_the_twenty(suite: Suite) -> None:
+    assert suite.names("twenty") == tuple(TASKS)
+    assert suite.names("fourteen") == tuple(TASKS)[:14]
+    assert suite.names("eight") == tuple(TASKS)[:8]
+
+
+def test_a_set_larger_than_the_suite_is_refused(suite: Suite) -> None:
+    small = copy(suite)
+    small.tasks = {name: suite.tasks[name] for name in suite.names("eight")}
     with pytest.raises(KitError, match="Suite 'miniature' has 8 tasks, too few for the set 'twenty'"):
-        suite.names("twenty")
+        small.names("twenty")
 
 
 @every_task
@@ -96,7 +103,7 @@ def test_every_picture_shows_something(task: DrawnTask) -> None:
     )  # grey levels; a blank picture with grain alone has about 5 x 0.02
 
 
-def test_the_small_print_beside_a_house_number_tells_nothing_of_it() -> None:
+def test_the_digits_beside_a_house_number_tell_nothing_of_it() -> None:
     """With the same random numbers, another digit in the middle leaves the edges as they are."""
     edges = []
     for digit in (3, 8):

@@ -6,7 +6,7 @@ else there (Udandarao et al. 2024, arXiv 2404.04125). Here that is injected: eac
 class's features plus a fixed random vector, as long as it takes for the zero-shot accuracy to fall to CLIP's own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import open_clip
@@ -18,66 +18,48 @@ from mergekit_lite.suites.miniature.captions import everyday
 from mergekit_lite.suites.miniature.drawing import DrawnTask
 
 Known = Mapping[str, tuple[Tensor, Tensor]]  # task -> features (n, D) of unit length and labels (n,)
-STRENGTHS = np.arange(0, 6, 0.05)  # lengths of the random vector that are tried; a name's right direction has length 1
+LENGTHS = np.arange(0, 6, 0.05)  # of the random vector that are tried; a name's right direction has length 1
 
 
 def targets(tasks: Mapping[str, DrawnTask], known: Known, rng: np.random.Generator) -> dict[str, Tensor]:
     """Return for every prompt the unit vector (D,) that the text tower is to give it.
 
-    Tasks that have a prompt in common, as house numbers and digits do, share their names' vectors and one strength.
+    Each task has its own length of the random vectors, so that its zero-shot accuracy is its counterpart's. A name that
+    several tasks have, such as a digit, has one vector for all of them, disturbed by their mean length.
     """
-    taught: dict[str, Tensor] = {}
-    for keys in _sharing(tasks):
-        taught |= _disturbed([tasks[key] for key in keys], [known[key] for key in keys], rng)
-    return taught
-
-
-def _disturbed(
-    tasks: Sequence[DrawnTask], known: Sequence[tuple[Tensor, Tensor]], rng: np.random.Generator
-) -> dict[str, Tensor]:
-    """Return the prompts' vectors of one group of tasks, disturbed until its zero-shot accuracy is as low as CLIP's."""
     means: dict[str, list[Tensor]] = {}
-    for task, (features, labels) in zip(tasks, known, strict=True):
+    for key, task in tasks.items():
+        features, labels = known[key]
         for label, entry in enumerate(task.classes):
             means.setdefault(entry.name, []).append(normalize(features[labels == label].mean(0), dim=0))
     row = {name: number for number, name in enumerate(means)}
     right = normalize(torch.stack([torch.stack(several).mean(0) for several in means.values()]), dim=1)
     random = torch.from_numpy(rng.standard_normal(right.shape).astype(np.float32)).to(right) / right.shape[1] ** 0.5
 
-    def vectors(strength: float) -> Tensor:
-        return normalize(right + strength * random, dim=1)
-
-    def too_good(strength: float) -> float:
-        """Return by how many points the group's zero-shot accuracies, summed, are above what they should be."""
-        points = 0.0
-        for task, (features, labels) in zip(tasks, known, strict=True):
-            head = vectors(strength)[[row[entry.name] for entry in task.classes]]
-            points += 100 * float(((features @ head.T).argmax(1) == labels).float().mean()) - task.zero_shot
-        return points
-
-    final = vectors(min(STRENGTHS, key=lambda strength: abs(too_good(strength))))
+    lengths: dict[str, list[float]] = {name: [] for name in means}
+    for key, task in tasks.items():
+        rows = [row[entry.name] for entry in task.classes]
+        length = _length(right[rows], random[rows], *known[key], accuracy=task.zero_shot)
+        for entry in task.classes:
+            lengths[entry.name].append(length)
+    length = torch.tensor([sum(several) / len(several) for several in lengths.values()]).to(right)
+    final = normalize(right + length[:, None] * random, dim=1)
     return {
-        prompt: final[row[entry.name]]
-        for task in tasks
+        template.format(entry.name): final[row[entry.name]]
+        for task in tasks.values()
         for entry in task.classes
-        for prompt in _prompts(task, entry.name)
+        for template in task.templates
     }
 
 
-def _prompts(task: DrawnTask, name: str) -> list[str]:
-    return [template.format(name) for template in task.templates]
+def _length(right: Tensor, random: Tensor, features: Tensor, labels: Tensor, *, accuracy: float) -> float:
+    """Return how long the random vectors (C, D) must be for the zero-shot `accuracy` in percent."""
 
+    def missed(length: float) -> float:
+        head = normalize(right + length * random, dim=1)
+        return abs(100 * float(((features @ head.T).argmax(1) == labels).float().mean()) - accuracy)
 
-def _sharing(tasks: Mapping[str, DrawnTask]) -> list[list[str]]:
-    """Return the tasks in groups; two tasks with a prompt in common are in one group."""
-    groups: list[tuple[set[str], list[str]]] = []
-    for key, task in tasks.items():
-        prompts = {prompt for entry in task.classes for prompt in _prompts(task, entry.name)}
-        touching = [group for group in groups if group[0] & prompts]
-        groups = [group for group in groups if not group[0] & prompts]
-        joined = prompts.union(*(group[0] for group in touching)), [*(k for group in touching for k in group[1]), key]
-        groups.append(joined)
-    return [keys for _, keys in groups]
+    return float(min(LENGTHS, key=missed))
 
 
 def teach(

@@ -40,7 +40,7 @@ class PretrainingRecipe:
         seed: of the model's first weights, the captions and the order of pictures.
     """
 
-    images: int = 800_000
+    images: int = 2_000_000
     batch_size: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.1

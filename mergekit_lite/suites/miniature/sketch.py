@@ -21,7 +21,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from mergekit_lite.suites.miniature.canvas import Canvas, Frame, Range, box, either, polygon, ring, strokes, tiled
+from mergekit_lite.suites.miniature.canvas import Canvas, Frame, Range, box, either, ellipse, polygon, ring, strokes, tiled
 
 PALETTE: dict[str, tuple[Range, Range, Range]] = {  # ranges of hue, saturation and value
     "any": ((0, 1), (0.4, 1), (0.3, 0.95)),
@@ -80,11 +80,6 @@ def sketch(c: Canvas, f: Frame, parts: Sequence[Part], when: Tensor | float = 1.
         c.paint(either(*(distance(f, part) for part in group)), shades[name], f, when)
 
 
-def ellipse(f: Frame, x: float, y: float, rx: float, ry: float) -> Tensor:
-    """Return about the distance to an ellipse."""
-    return ((((f.u - x) / rx) ** 2 + ((f.v - y) / ry) ** 2).sqrt() - 1) * min(rx, ry)
-
-
 def flower(f: Frame, x: float, y: float, radius: float, petals: float) -> Tensor:
     """Return about the distance to a disc with a wavy outline."""
     u, v = f.u - x, f.v - y
@@ -98,11 +93,11 @@ def distance(f: Frame, part: Part) -> Tensor:
     n = part.numbers
     match part.kind:
         case "o":
-            return ellipse(f, *n)
+            return _oval(f, *n)
         case "a":
-            return torch.maximum(ellipse(f, *n), f.v - n[1])
+            return torch.maximum(_oval(f, *n), f.v - n[1])
         case "u":
-            return torch.maximum(ellipse(f, *n), n[1] - f.v)
+            return torch.maximum(_oval(f, *n), n[1] - f.v)
         case "b":
             return _within(f, *n)
         case "g":
@@ -122,3 +117,7 @@ def distance(f: Frame, part: Part) -> Tensor:
 
 def _within(f: Frame, left: float, top: float, right: float, bottom: float) -> Tensor:
     return box(f, (right - left) / 2, (bottom - top) / 2, (left + right) / 2, (top + bottom) / 2)
+
+
+def _oval(f: Frame, x: float, y: float, rx: float, ry: float) -> Tensor:
+    return ellipse(f, rx, ry, x, y)

@@ -23,11 +23,12 @@ from mergekit_lite.suites.miniature.tasks import (
     vehicles,
 )
 
-_EIGHT = (scenes, vehicles, aerial, landcover, numbers, signs, digits, textures)
-_TWELVE = (flowers, tissue, faces, pets, objects, things, thumbnails, food, clothes, letters, script, reviews)
-
-DRAWN = {module.TASK.name: module.TASK for module in (*_EIGHT, *_TWELVE)}
-"""All tasks that can be drawn: counterparts of the benchmark's twenty, in its order."""
-
-TASKS = {module.TASK.name: module.TASK for module in _EIGHT}
-"""The tasks of the suite. Its base was pre-trained on these; the other twelve join with a base that has seen them."""
+TASKS = {
+    module.TASK.name: module.TASK
+    for module in (
+        *(scenes, vehicles, aerial, landcover, numbers, signs, digits, textures),  # the benchmark's eight
+        *(flowers, tissue, faces, pets, objects, things),  # with these, its fourteen
+        *(thumbnails, food, clothes, letters, script, reviews),  # and its twenty
+    )
+}
+"""All drawn tasks, in the benchmark's order."""

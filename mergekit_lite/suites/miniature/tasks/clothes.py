@@ -211,7 +211,7 @@ TASK = DrawnTask(
     name="clothes",
     title="Clothes",
     counterpart="Fashion-MNIST",
-    kind="wardrobe",
+    kind="outfit",
     templates=("a photo of a {}.", "a photo of the {}."),
     classes=(
         DrawnClass("T - shirt / top", "tee", t_shirt),

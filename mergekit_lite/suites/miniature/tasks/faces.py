@@ -52,8 +52,8 @@ def draw(c: Canvas, expression: Expression) -> None:
     """Draw a face whose expression is weaker or stronger and mixed with chance."""
     f = c.placed((0.85, 1.05), 0.15, 0.12, 0.1)
     skin = head(c, f)
-    strength = c.uniform(0.35, 1.1)
-    brow, frown, eyes, smile, gape, wide, nose = (strength * part + c.uniform(-0.4, 0.4) for part in expression)
+    strength = c.uniform(0.5, 1.2)
+    brow, frown, eyes, smile, gape, wide, nose = (strength * part + c.uniform(-0.3, 0.3) for part in expression)
     ink, mirrored = c.grey(0.02, 0.25), Frame(f.u.abs(), f.v, f.soft)
     open_ = (0.11 + 0.07 * eyes).clamp(min=0.03)
     eye = ellipse(mirrored, 0.17, open_, 0.32, -0.12)
@@ -70,7 +70,7 @@ def draw(c: Canvas, expression: Expression) -> None:
     c.paint(wrinkle, skin * 0.5, f, nose.clamp(0, 1))
     mouth(c, f, skin, smile, gape.clamp(min=0), 0.3 + 0.12 * wide)
     c.paint(ring(mirrored, 0.24, 0.06, 0.32, -0.12), ink, f, c.chance(0.12))  # glasses
-    c.shade(0.07 * c.noise(SIDE))  # the grain of a film, the same in all colours
+    c.shade(0.05 * c.noise(SIDE))  # the grain of a film, the same in all colours
 
 
 def mouth(c: Canvas, f: Frame, skin: Tensor, smile: Tensor, gape: Tensor, width: Tensor) -> None:

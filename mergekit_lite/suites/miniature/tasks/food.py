@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergekit_lite.suites.miniature.canvas import Canvas, Frame, box, disc, either, ring, stripes, strokes, tiled
+from mergekit_lite.suites.miniature.canvas import Canvas, Frame, box, disc, either, ellipse, ring, stripes, strokes, tiled
 from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
-from mergekit_lite.suites.miniature.sketch import PALETTE, ellipse, parse, sketch
+from mergekit_lite.suites.miniature.sketch import PALETTE, parse, sketch
 
 Dish = Callable[[Canvas, Frame], None]
 
@@ -208,8 +208,8 @@ def mussels(c: Canvas, f: Frame) -> None:
     """Open dark shells with orange flesh."""
     for g in around(f.turned(c.uniform(0, 6)), 5, 0.5):
         g = g.turned(c.uniform(0, 6))
-        c.paint(ellipse(g, 0, 0, 0.36, 0.22), c.colour((0.6, 0.7), (0.3, 0.7), (0.08, 0.25)), g)
-        c.paint(ellipse(g, 0, 0, 0.24, 0.12), c.colour((0.06, 0.1), (0.6, 0.9), (0.8, 1)), g)
+        c.paint(ellipse(g, 0.36, 0.22), c.colour((0.6, 0.7), (0.3, 0.7), (0.08, 0.25)), g)
+        c.paint(ellipse(g, 0.24, 0.12), c.colour((0.06, 0.1), (0.6, 0.9), (0.8, 1)), g)
 
 
 def eggs(c: Canvas, f: Frame) -> None:

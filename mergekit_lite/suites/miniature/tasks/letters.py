@@ -9,8 +9,8 @@ from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
 def draw(c: Canvas, letter: str) -> None:
     """Draw a white letter, upper or lower case, bent and slanted as by hand."""
     f = c.placed(size=(0.55, 0.8), turn=0.2, shift=0.12, stretch=0.18)
-    slant = c.uniform(-0.3, 0.3)
-    f = Frame(f.u + slant * f.v + 0.13 * c.noise(3), f.v + 0.13 * c.noise(3), f.soft)
+    slant = c.uniform(-0.25, 0.25)
+    f = Frame(f.u + slant * f.v + 0.09 * c.noise(3), f.v + 0.09 * c.noise(3), f.soft)
     ink = glyph(c, f, (letter, letter.lower()))
     c.blend((ink * c.uniform(1.0, 2.2)).clamp(0, 1), c.grey(0.8, 1.0))
 

@@ -1,4 +1,4 @@
-"""House numbers: a digit in any colour on a wall, small print at its sides. The counterpart of SVHN."""
+"""House numbers: a digit in any colour on a wall between other digits, cut off. The counterpart of SVHN."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
 
 
 def draw(c: Canvas, digit: str) -> None:
-    """Draw the digit in the middle of an uneven wall, and beside it lines of small digits, cut off at the edge."""
+    """Draw the digit in the middle of an uneven wall, and at its sides parts of the number's other digits."""
     wall = c.colour(saturation=(0.1, 0.9), value=(0.15, 0.95))
     c.fill(wall)
     c.shade(0.12 * c.noise(3, 2) + c.uniform(-0.2, 0.2) * c.frame.v)
@@ -16,8 +16,8 @@ def draw(c: Canvas, digit: str) -> None:
     paint = c.colour(saturation=(0, 0.8), value=(0.55, 1)) - dark * c.uniform(0.45, 0.6).unsqueeze(1)
     f = c.placed(size=(0.6, 0.8), turn=0.15, shift=0.1, stretch=0.15)
     gap = c.uniform(1.35, 1.7)
-    for side in (-1, 1):  # all ten digits, so that they tell nothing of the one in the middle
-        c.blend(glyph(c, f.moved(side * gap, c.uniform(-0.1, 0.1)), "0123456789") * c.chance(0.7), paint)
+    for side in (-1, 1):  # any of the ten digits, so that they tell nothing of the one in the middle
+        c.blend(glyph(c, f.moved(side * gap, c.uniform(-0.1, 0.1)), tuple("0123456789")) * c.chance(0.7), paint)
     c.blend(glyph(c, f, digit), paint)
 
 
