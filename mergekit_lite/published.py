@@ -155,9 +155,8 @@ def coefficients(model: str, variant: str, tasks: Sequence[str], tensors: Sequen
     table = rows.pivot(index="row", columns="task", values="coefficient")
     unknown = [task for task in tasks if names.get(_plain(task)) not in table.columns]
     if unknown:
-        raise KitError(
-            f"No coefficients were released for the data set {unknown[0]!r}. There are: {', '.join(map(str, table.columns))}."
-        )
+        there = ", ".join(map(str, table.columns))
+        raise KitError(f"No coefficients were released for the data set {unknown[0]!r}. There are: {there}.")
     if len(table) == 1:
         return [[float(table[names[_plain(task)]].iloc[0])] for task in tasks]
     order = {name: place for place, name in enumerate(_released_tensors((len(table) - 14) // 12))}
