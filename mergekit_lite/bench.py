@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.methods import registry
-from mergekit_lite.study import Cell
+from mergekit_lite.study import Cell, adapted_to
 from mergekit_lite.suites import miniature
 from mergekit_lite.suites.miniature.drawing import draw
 from mergekit_lite.suites.miniature.tasks import TASKS
@@ -113,7 +113,8 @@ class Bench:
         info = registry.get(cell.method)
         adaptive = "steps" in parameters and "data" in info.resources
         experts = dict.fromkeys(cell.pool, self.suite.base)  # what the numbers are does not change the time
-        resources = {"data": NoiseData(self.suite, cell.pool, self._noise)} if "data" in info.resources else {}
+        tasks, access = adapted_to(cell, parameters), info.access_with(parameters)
+        resources = {"data": NoiseData(self.suite, tasks, access, self._noise)} if "data" in info.resources else {}
 
         def merge(count: int) -> None:
             given = {**parameters, "steps": count} if adaptive else parameters
@@ -128,10 +129,11 @@ class Bench:
 
 @dataclass(frozen=True)
 class NoiseData:
-    """Unlabelled images as `registry.UnlabelledData` has them, all of them noise."""
+    """Images as `registry.LayerData` has them, all of them noise and of the first class."""
 
     suite: Suite
     tasks: tuple[str, ...]
+    access: registry.Access
     noise: Tensor
 
     @property
@@ -143,8 +145,15 @@ class NoiseData:
         """Encode as the suite does."""
         return self.suite.encode(weights, images)
 
-    def batches(self, *, images_per_task: int, steps: int, seed: int) -> Iterator[Mapping[str, Tensor]]:
+    def inputs(self, weights: Mapping[str, Tensor], images: Tensor) -> Mapping[str, Tensor]:
+        """Return the inputs of the linear layers as the suite does."""
+        return self.suite.layer_inputs(weights, images)
+
+    def batches(
+        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None
+    ) -> Iterator[Mapping[str, registry.Examples]]:
         """Yield the same images again and again."""
         images = self.noise[torch.arange(images_per_task) % len(self.noise)]
+        labelled = images, torch.zeros(images_per_task, dtype=torch.long, device=images.device)
         for _ in range(steps):
-            yield dict.fromkeys(self.tasks, images)
+            yield dict.fromkeys(self.tasks, labelled if self.access is registry.Access.LABELLED else images)

@@ -1,15 +1,13 @@
-"""Accuracy of one set of weights on many tasks, and the unlabelled test images that adaptive methods may look at."""
+"""Accuracy of one set of weights on many tasks."""
 
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mergekit_lite.methods.registry import Merged, UnlabelledData
+from mergekit_lite.methods.registry import Merged
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
@@ -37,46 +35,6 @@ def accuracy(suite: "Suite", weights: Mapping[str, Tensor], task: str, batch_siz
 def accuracies(suite: "Suite", merged: Merged, tasks: Sequence[str]) -> dict[str, float]:
     """Return the accuracy of a merge on each of `tasks`, in percent, in their order."""
     return {task: accuracy(suite, merged.for_task(task), task) for task in tasks}
-
-
-def unlabelled(suite: "Suite", tasks: Sequence[str]) -> UnlabelledData:
-    """Return the test images of `tasks` without their labels, as an adaptive method may see them.
-
-    AdaMerging (section 3.2) adapts to the very images that it is then tested on, so these are the *test* images.
-    """
-    return _Unlabelled(suite, tuple(tasks))
-
-
-@dataclass(frozen=True)
-class _Unlabelled:
-    suite: "Suite"
-    tasks: tuple[str, ...]
-
-    @property
-    def heads(self) -> Mapping[str, Tensor]:
-        return {task: self.suite.heads[task].to(self.suite.device) for task in self.tasks}
-
-    def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        return self.suite.encode(weights, images)
-
-    def batches(self, *, images_per_task: int, steps: int, seed: int) -> Iterator[Mapping[str, Tensor]]:
-        images = {task: self.suite.split(task, "test").images for task in self.tasks}
-        orders = {task: _order(len(images[task]), task, seed) for task in self.tasks}
-        for _ in range(steps):
-            yield {
-                task: _images(self.suite, images[task][[next(orders[task]) for _ in range(images_per_task)]])
-                for task in self.tasks
-            }
-
-
-def _order(count: int, task: str, seed: int) -> Iterator[int]:
-    """Yield image numbers for ever: one shuffled epoch after another, so that each image is seen equally often.
-
-    The order depends on the task's name and the seed only: adding a task to a pool leaves the others' batches alone.
-    """
-    generator = np.random.default_rng([seed, zlib.crc32(task.encode())])
-    while True:
-        yield from generator.permutation(count)
 
 
 def _images(suite: "Suite", images: np.ndarray) -> Tensor:

@@ -17,7 +17,19 @@ SPELLING = {
     "task_arithmetic": "Task Arithmetic",
     "ties_merging": "Ties-Merging",
     "task_wise_adamerging": "Task-wise AdaMerging",
+    "task_wise_adamerging_plus": "Task-wise AdaMerging++",
     "layer_wise_adamerging": "Layer-wise AdaMerging",
+    "layer_wise_adamerging_plus": "Layer-wise AdaMerging++",
+    "fisher_merging": "Fisher Merging",
+    "regmean": "RegMean",
+    "multi_task_training": "Traditional MTL",
+    "dare": "DARE",
+    "consensus": "Consensus TA",
+    "tsv_merging": "TSV-M",
+    "iso_c": "Iso-C",
+    "iso_cts": "Iso-CTS",
+    "hard_frank_wolfe": "FW-Merging (hard)",
+    "soft_frank_wolfe": "FW-Merging (soft)",
 }
 """Our method names and how the file spells the same method."""
 
@@ -109,6 +121,67 @@ def average(rows: pd.DataFrame, method: str) -> float | None:
     """Return the published average accuracy of our method `method` in percent; None when these rows do not hold it."""
     found = rows.loc[(rows["name"] == method) & (rows["task"] == "average"), "accuracy"]
     return None if found.empty else float(found.iloc[0])
+
+
+@cache
+def _coefficients() -> pd.DataFrame:
+    with files("mergekit_lite").joinpath("reference/coefficients.csv").open(encoding="utf-8") as stream:
+        return pd.read_csv(stream)
+
+
+def coefficients(model: str, variant: str, tasks: Sequence[str], tensors: Sequence[str]) -> list[list[float]]:
+    """Return merging coefficients that AdaMerging's authors released, as `fixed_coefficients` takes them.
+
+    Args:
+        model: ``ViT-B-32``, ``ViT-B-16`` or ``ViT-L-14``.
+        variant: ``Task-wise AdaMerging``, ``Layer-wise AdaMerging``, or one of these with ``++``.
+        tasks: data sets as a suite's tasks call their counterparts, K of the benchmark's eight, in the pool's order.
+        tensors: names of the image encoder's tensors in open_clip's spelling, in the order of the base weights.
+
+    Returns:
+        K rows of one coefficient for each of `tensors`, or of one for all in the task-wise variants.
+
+    Raises:
+        KitError: nothing was released for that model, variant, task or tensor.
+    """
+    released = _coefficients()
+    rows = released[(released["model"] == model) & (released["variant"] == variant)]
+    if rows.empty:
+        there = "; ".join(
+            f"{m} {v}" for m, v in released[["model", "variant"]].drop_duplicates().itertuples(index=False)
+        )
+        raise KitError(f"No coefficients were released for {model!r}, {variant!r}. There are: {there}.")
+    names = {_plain(key): task["name"] for task in _tasks()["tasks"] for key in (task["title"], task["name"])}
+    table = rows.pivot(index="row", columns="task", values="coefficient")
+    unknown = [task for task in tasks if names.get(_plain(task)) not in table.columns]
+    if unknown:
+        there = ", ".join(map(str, table.columns))
+        raise KitError(f"No coefficients were released for the data set {unknown[0]!r}. There are: {there}.")
+    if len(table) == 1:
+        return [[float(table[names[_plain(task)]].iloc[0])] for task in tasks]
+    order = {name: place for place, name in enumerate(_released_tensors((len(table) - 14) // 12))}
+    strange = [name for name in tensors if name not in order]
+    if strange:
+        raise KitError(f"No coefficient was released for the tensor {strange[0]!r} of {model}. Merge that model's own.")
+    return [[float(table[names[_plain(task)]].iloc[order[name]]) for name in tensors] for task in tasks]
+
+
+def _released_tensors(blocks: int) -> list[str]:
+    """Return the tensors of the released rows in order: open_clip 2.0's own order, without the text transformer.
+
+    Names with a dot in front are outside the image encoder; no gradient reached them and they stayed at 0.3.
+    """
+    parts = (
+        *("ln_1.weight", "ln_1.bias", "attn.in_proj_weight", "attn.in_proj_bias"),
+        *("attn.out_proj.weight", "attn.out_proj.bias", "ln_2.weight", "ln_2.bias"),
+        *("mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"),
+    )
+    return [
+        *(".positional_embedding", ".text_projection", ".logit_scale"),
+        *("class_embedding", "positional_embedding", "proj", "conv1.weight", "ln_pre.weight", "ln_pre.bias"),
+        *(f"transformer.resblocks.{block}.{part}" for block in range(blocks) for part in parts),
+        *("ln_post.weight", "ln_post.bias", ".token_embedding.weight", ".ln_final.weight", ".ln_final.bias"),
+    ]
 
 
 @cache

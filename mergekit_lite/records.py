@@ -18,7 +18,12 @@ Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
 class Cell(BaseModel):
-    """One question: merge the experts of `pool` by `method`, then measure the accuracy on `evaluate`."""
+    """One question: merge the experts of `pool` by `method`, then measure the accuracy on `evaluate`.
+
+    A method that looks at data sees that of the tasks `adapt`; where none are named, of those in pool and evaluation
+    both, or of the whole pool if these have nothing in common. Calibration inputs are always those of the pool: each
+    expert is shown its own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,6 +31,7 @@ class Cell(BaseModel):
     parameters: dict[str, Any] = {}
     pool: tuple[str, ...]
     evaluate: tuple[str, ...]
+    adapt: tuple[str, ...] = ()
     seed: int = 0
     expert_seed: int = Field(default=0, ge=0, description="which training run the experts are from")
     curve_every: int = Field(default=0, ge=0, description="evaluate every so many steps into record.curve; 0: no curve")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergekit_lite import evaluation
+from mergekit_lite import evaluation, seen
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
@@ -117,8 +117,8 @@ def run(
 def _resolved(suite: "Suite", cell: Cell) -> Cell:
     """Return `cell` with every parameter filled in; raise KitError if it names anything that does not exist."""
     info = registry.get(cell.method)
-    for role, tasks in (("pool", cell.pool), ("evaluate", cell.evaluate)):
-        if not tasks:
+    for role, tasks in (("pool", cell.pool), ("evaluate", cell.evaluate), ("adapt", cell.adapt)):
+        if not tasks and role != "adapt":
             raise KitError(f"{cell.label}: `{role}` names no task. Name one or more of: {', '.join(suite.tasks)}.")
         suite.names(tasks)
         twice = sorted({task for task in tasks if tasks.count(task) > 1})
@@ -126,16 +126,37 @@ def _resolved(suite: "Suite", cell: Cell) -> Cell:
             raise KitError(f"{cell.label}: `{role}` names {', '.join(twice)} more than once. Name each task once.")
     if cell.curve_every and "watch" not in info.resources:
         raise KitError(f"{cell.label}: curve_every={cell.curve_every}, but this method takes no steps. Leave it out.")
-    return cell.model_copy(update={"parameters": registry.resolve(cell.method, cell.parameters)})
+    if cell.adapt and "data" not in info.resources:
+        raise KitError(f"{cell.label}: `adapt` names tasks, but this method looks at no data. Leave it out.")
+    parameters = registry.resolve(cell.method, cell.parameters)
+    return cell.model_copy(update={"parameters": parameters, "adapt": adapted_to(cell, parameters)})
+
+
+def adapted_to(cell: Cell, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the tasks whose data the method sees with these (resolved) parameters, see `Cell`."""
+    info = registry.get(cell.method)
+    if "data" not in info.resources:
+        return ()
+    if info.access_with(parameters) is registry.Access.CALIBRATION:
+        if cell.adapt:
+            raise KitError(f"{cell.label}: each expert is calibrated on its own task. Leave `adapt` out.")
+        return cell.pool
+    both = tuple(task for task in cell.pool if task in cell.evaluate)
+    return cell.adapt or both or cell.pool
 
 
 def _key(suite: "Suite", resolved: Cell) -> str:
-    fingerprint = suite.with_expert_seed(resolved.expert_seed).fingerprint(resolved.pool, resolved.evaluate)
-    return content_hash({"cell": resolved.model_dump(), "suite": fingerprint, "code": _code(resolved.method)})
+    looked_at = tuple(dict.fromkeys((*resolved.evaluate, *resolved.adapt)))
+    fingerprint = suite.with_expert_seed(resolved.expert_seed).fingerprint(resolved.pool, looked_at)
+    return content_hash({"cell": resolved.model_dump(), "suite": fingerprint, "code": _code(resolved)})
 
 
-def _code(method: str) -> str:
-    return content_hash([registry.code_fingerprint(method), code_hash(Path(evaluation.__file__))])
+def _code(resolved: Cell) -> str:
+    """Return a hash of the code that computes a cell: of its method, of one it starts from, and of the evaluation."""
+    start = resolved.parameters.get("start")  # by its name only: imports do not lead there
+    names = [resolved.method] + [info.name for info in registry.all_methods() if info.name == start]
+    files = [evaluation.__file__] + ([seen.__file__] if "data" in registry.get(resolved.method).resources else [])
+    return content_hash([*map(registry.code_fingerprint, names), *(code_hash(Path(file)) for file in files)])
 
 
 def _compute_all(suite: "Suite", jobs: list[_Job], *, known: int, workers: int | None) -> dict[str, Record]:
@@ -228,7 +249,7 @@ def _answer(suite: "Suite", job: _Job) -> Record:
             curve.append(CurvePoint(step=step, accuracy=measure(registry.Merged(weights=dict(weights)))))
 
     offered: dict[str, Any] = {
-        "data": lambda: evaluation.unlabelled(suite, cell.pool),
+        "data": lambda: seen.seen(suite, cell.adapt, info.access_with(cell.parameters)),
         "seed": lambda: cell.seed,
         "watch": lambda: watch if cell.curve_every else None,
     }
@@ -246,7 +267,7 @@ def _answer(suite: "Suite", job: _Job) -> Record:
         suite=suite.name,
         cell=cell,
         title=info.title,
-        access=str(info.access),
+        access=str(info.access_with(cell.parameters)),
         cite=info.cite,
         accuracy=accuracy,
         seconds={"merge": round(merging, 3), "evaluate": round(evaluating, 3)},
@@ -258,8 +279,8 @@ def _answer(suite: "Suite", job: _Job) -> Record:
             device=device_name(suite.device),
             dtype=str(next(iter(suite.base.values())).dtype).removeprefix("torch."),
             commit=job.commit,
-            suite=suite.fingerprint(cell.pool, cell.evaluate),
-            code=_code(cell.method),
+            suite=suite.fingerprint(cell.pool, tuple(dict.fromkeys((*cell.evaluate, *cell.adapt)))),
+            code=_code(cell),
             started=started,
         ),
     )

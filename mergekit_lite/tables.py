@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mergekit_lite.records import Record
     from mergekit_lite.suites.suite import Suite
 
-REFERENCES = frozenset({"pretrained", "individual"})
+REFERENCES = frozenset({"pretrained", "individual", "multi_task_training"})
 """Methods that merge nothing: where merging starts from and what it could reach. They are never called the best."""
 
 

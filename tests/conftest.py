@@ -21,7 +21,9 @@ class GivenData:
     given: list[dict[str, Tensor]]
     asked: list[dict[str, int]] = field(default_factory=list)
 
-    def batches(self, *, images_per_task: int, steps: int, seed: int) -> Iterator[Mapping[str, Tensor]]:
+    def batches(
+        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None
+    ) -> Iterator[Mapping[str, Tensor]]:
         self.asked.append({"images_per_task": images_per_task, "steps": steps, "seed": seed})
         return iter(self.given)
 

@@ -10,9 +10,19 @@ from conftest import GivenData, Pico
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods import Merged, get, layer_wise_adamerging, task_wise_adamerging
-from mergekit_lite.methods.adamerging import coefficient_gradient, effective, entropy_gradient, mean_entropy
+from mergekit_lite.methods import (
+    Merged,
+    get,
+    layer_wise_adamerging,
+    layer_wise_adamerging_plus,
+    task_wise_adamerging,
+    task_wise_adamerging_plus,
+    ties_merging,
+)
+from mergekit_lite.methods.adapting import coefficient_gradient, effective
 from mergekit_lite.methods.bank import Bank
+from mergekit_lite.methods.objectives import loss_and_gradient, mean_entropy
+from mergekit_lite.methods.ties import agreeing, elect_signs, trim
 
 METHODS = {
     1: task_wise_adamerging,
@@ -69,7 +79,7 @@ def test_the_coefficient_gradient_is_the_one_that_autograd_finds(columns: int, c
     loss.backward()
 
     bank = Bank.of(pico.base, pico.experts)
-    measured, gradients = entropy_gradient(data, bank.merged(effective(raw, clamp)), data.given[0])
+    measured, gradients = loss_and_gradient(data, bank.merged(effective(raw, clamp)), data.given[0])
     gradient = coefficient_gradient(bank, raw, gradients, clamp)
     assert measured == pytest.approx(loss.item(), rel=1e-12)
     assert expected.grad is not None
@@ -158,6 +168,50 @@ def test_the_tasks_adapted_to_may_differ_from_the_pool(pico: Pico) -> None:
     assert merged.trace["loss"][0] == pytest.approx(alone.item(), rel=1e-10)
 
 
+@pytest.mark.parametrize("columns", [1, 4])
+def test_the_plus_variants_adapt_task_vectors_processed_by_ties(columns: int, pico: Pico) -> None:
+    data = pico.data(steps=3)
+    plus = {1: task_wise_adamerging_plus, 4: layer_wise_adamerging_plus}[columns]
+    merged = plus(pico.base, pico.experts, data, steps=3, density=0.4)
+    trimmed = trim(Bank.of(pico.base, pico.experts).vectors, 0.4)
+    kept = agreeing(trimmed, elect_signs(trimmed))
+    assert 0 < (kept != 0).sum() < (trimmed != 0).sum()
+    columns_of = Bank.of(pico.base, pico.experts).columns
+    processed = {
+        task: {key: start + row[columns_of[key]].view(start.shape) for key, start in pico.base.items()}
+        for task, row in zip(pico.experts, kept, strict=True)
+    }
+    expected = METHODS[columns](pico.base, processed, data, steps=3)
+    exact(merged.weights, expected.weights)
+
+
+def test_before_any_step_the_plus_variants_are_ties_merging(pico: Pico) -> None:
+    start = layer_wise_adamerging_plus(pico.base, pico.experts, pico.data(steps=0), steps=0)
+    exact(start.weights, ties_merging(pico.base, pico.experts, density=0.2, scaling=0.3).weights)
+
+
+def test_with_labels_the_loss_is_the_cross_entropy_and_its_gradient_that_of_autograd(pico: Pico) -> None:
+    data = pico.data(steps=1)
+    labels = {task: torch.arange(len(images)) % len(pico.heads[task]) for task, images in data.given[0].items()}
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in pico.base.items()}
+    expected = sum(
+        torch.nn.functional.nll_loss((pico.encode(leaves, images) @ pico.heads[task].T).log_softmax(1), labels[task])
+        for task, images in data.given[0].items()
+    )
+    assert isinstance(expected, Tensor)
+    batch = {task: (images, labels[task]) for task, images in data.given[0].items()}
+    loss, gradients = loss_and_gradient(data, pico.base, batch)
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    exact(gradients, dict(zip(leaves, torch.autograd.grad(expected, list(leaves.values())), strict=True)))
+
+
+def test_the_loss_of_one_task_needs_that_task_only(pico: Pico) -> None:
+    data = pico.data(steps=1)
+    images = data.given[0]["signs"]
+    loss, _ = loss_and_gradient(data, pico.base, {"signs": images}, tasks=["signs"])
+    assert loss == pytest.approx(mean_entropy(data.encode(pico.base, images), pico.heads["signs"]).item(), rel=1e-12)
+
+
 def test_a_tensor_that_the_loss_does_not_reach_keeps_its_coefficients(pico: Pico) -> None:
     unused = {"logit_scale": torch.zeros((), dtype=torch.float64)}
     experts = {
@@ -205,7 +259,7 @@ def spoilt(pico: Pico, steps: int, bad: int, how: str) -> GivenData:
 def test_a_loss_that_becomes_nan_keeps_the_best_coefficients(how: str, what: str, pico: Pico) -> None:
     data = spoilt(pico, 6, 5, how)
     lowest: list[dict[str, Tensor]] = []
-    with pytest.warns(RuntimeWarning, match=rf"AdaMerging stopped at step 5: {what}.* those of the lowest loss"):
+    with pytest.warns(RuntimeWarning, match=rf"The optimisation stopped at step 5: {what}.* those of the lowest loss"):
         merged = layer_wise_adamerging(
             pico.base, pico.experts, data, steps=6, watch=lambda _, weights: lowest.append(weights)
         )

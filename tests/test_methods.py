@@ -8,7 +8,15 @@ from conftest import Pico
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods import all_methods, individual, pretrained, simple_average, task_arithmetic, ties_merging
+from mergekit_lite.methods import (
+    all_methods,
+    fixed_coefficients,
+    individual,
+    pretrained,
+    simple_average,
+    task_arithmetic,
+    ties_merging,
+)
 from mergekit_lite.methods.bank import Bank
 from mergekit_lite.methods.ties import agreeing, cutoff, elect_signs, trim
 from mergekit_lite.weights import LazyWeights, task_vector, write
@@ -74,6 +82,24 @@ def test_the_average_is_the_mean_and_task_arithmetic_at_one_over_k_is_the_averag
     average = simple_average(pico.base, pico.experts).weights
     close(average, {name: torch.stack([e[name] for e in pico.experts.values()]).mean(0) for name in pico.base})
     close(task_arithmetic(pico.base, pico.experts, scaling=1 / 3).weights, average)
+
+
+def test_fixed_coefficients_of_one_number_are_task_arithmetic(pico: Pico) -> None:
+    expected = task_arithmetic(pico.base, pico.experts, scaling=0.4).weights
+    for rows in ([[0.4]], [[0.4]] * 3, [[0.4] * 4], [[0.4] * 4] * 3):
+        close(fixed_coefficients(pico.base, pico.experts, coefficients=rows).weights, expected)
+
+
+def test_fixed_coefficients_go_to_their_expert_and_tensor(pico: Pico) -> None:
+    values = torch.rand(3, 4, generator=pico.generator, dtype=torch.float64)
+    merged = fixed_coefficients(pico.base, pico.experts, coefficients=values.tolist()).weights
+    close(merged, Bank.of(pico.base, pico.experts).merged(values))
+
+
+@pytest.mark.parametrize("rows", [[[0.3]] * 2, [[0.3] * 3] * 3, [[0.3], [0.3] * 4, [0.3]], []])
+def test_fixed_coefficients_of_another_shape_are_refused(rows: list[list[float]], pico: Pico) -> None:
+    with pytest.raises(KitError, match=r"3 experts of 4 tensors\. Give 1 or 3 rows, each of 1 or 4 numbers"):
+        fixed_coefficients(pico.base, pico.experts, coefficients=rows)
 
 
 def test_task_arithmetic_adds_scaled_task_vectors(pico: Pico) -> None:

@@ -25,14 +25,27 @@ def _own_methods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_methods_stand_in_the_order_of_the_tables() -> None:
-    assert [one.name for one in all_methods()][:7] == [
+    assert [one.name for one in all_methods()][:20] == [
         "pretrained",
         "individual",
+        "multi_task_training",
         "simple_average",
         "task_arithmetic",
+        "fixed_coefficients",
         "ties_merging",
+        "dare",
+        "consensus",
+        "tsv_merging",
+        "iso_c",
+        "iso_cts",
+        "fisher_merging",
+        "regmean",
         "task_wise_adamerging",
+        "task_wise_adamerging_plus",
         "layer_wise_adamerging",
+        "layer_wise_adamerging_plus",
+        "hard_frank_wolfe",
+        "soft_frank_wolfe",
     ]
 
 
@@ -51,7 +64,10 @@ def test_defaults_are_the_papers() -> None:
     assert (
         resolve("layer_wise_adamerging", {})
         == resolve("task_wise_adamerging", {})
-        == {"steps": 500, "learning_rate": 1e-3, "images_per_task": 32, "initial": 0.3, "clamp": True}
+        == {
+            **{"steps": 500, "learning_rate": 1e-3, "images_per_task": 32},
+            **{"initial": 0.3, "clamp": True, "objective": "entropy"},
+        }
     )
 
 
@@ -66,7 +82,8 @@ def test_an_unknown_method_is_answered_with_the_names_there_are() -> None:
     assert str(error.value).startswith(
         "There is no method 'task_aritmetic'. Did you mean 'task_arithmetic'? Methods: pre"
     )
-    with pytest.raises(KitError, match=r"There is no method 'zzz'\. Methods: pretrained, individual, simple_average"):
+    known = "Methods: pretrained, individual, multi_task_training"
+    with pytest.raises(KitError, match=rf"There is no method 'zzz'\. {known}"):
         resolve("zzz", {})
 
 
@@ -226,8 +243,8 @@ def test_the_fingerprint_reaches_through_imports() -> None:
     package = "mergekit_lite"
     common = {f"{package}.weights", f"{package}.methods.registry"}
     assert reached("ties_merging") == {f"{package}.methods.ties"} | common
-    adaptive = {f"{package}.methods.adamerging", f"{package}.methods.bank"}
-    assert reached("layer_wise_adamerging") == adaptive | common
+    parts = ("adamerging", "adapting", "bank", "objectives", "ties")
+    assert reached("layer_wise_adamerging") == {f"{package}.methods.{part}" for part in parts} | common
     assert code_fingerprint("ties_merging") != code_fingerprint("task_arithmetic")
     assert code_fingerprint("simple_average") == code_fingerprint("task_arithmetic")  # one file
 

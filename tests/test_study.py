@@ -18,9 +18,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mergekit_lite import evaluation, study
+from mergekit_lite import evaluation, seen, study
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods import Merged, registry
+from mergekit_lite.methods import Access, Merged, registry
 from mergekit_lite.study import Cell, Record
 
 if TYPE_CHECKING:
@@ -70,10 +70,14 @@ def test_a_task_with_weights_of_its_own_is_measured_with_them(suite: "Suite") ->
     assert evaluation.accuracies(suite, merged, TASKS) == expected
 
 
+def pixels(examples: Any) -> Any:
+    return (examples if isinstance(examples, torch.Tensor) else examples[0]).numpy()
+
+
 def batches(suite: "Suite", tasks: Sequence[str], seed: int = 0, steps: int = 6) -> list[dict[str, Any]]:
-    data = evaluation.unlabelled(suite, tasks)
+    data = seen.seen(suite, tasks, Access.UNLABELLED)
     drawn = data.batches(images_per_task=15, steps=steps, seed=seed)
-    return [{task: images.numpy() for task, images in batch.items()} for batch in drawn]
+    return [{task: pixels(examples) for task, examples in batch.items()} for batch in drawn]
 
 
 def test_unlabelled_images_come_in_shuffled_epochs(suite: "Suite") -> None:
@@ -92,6 +96,63 @@ def test_unlabelled_images_depend_on_seed_and_task_alone(suite: "Suite") -> None
     assert not np.array_equal(first[0]["digits"], other[0]["digits"])
 
 
+def test_labelled_images_come_from_the_training_split_with_their_labels(suite: "Suite") -> None:
+    data = seen.seen(suite, ("digits",), Access.LABELLED)
+    (batch,) = data.batches(images_per_task=40, steps=1, seed=0)
+    images, labels = batch["digits"]
+    split = suite.split("digits", "train")
+    known = {image.tobytes(): label for image, label in zip(split.images, split.labels, strict=True)}
+    assert [known[image.numpy().tobytes()] for image in images] == labels.tolist()
+    assert len({image.numpy().tobytes() for image in images}) == 40
+
+
+def test_with_few_samples_only_those_are_seen_again_and_again(suite: "Suite") -> None:
+    data = seen.seen(suite, ("digits",), Access.CALIBRATION)
+    drawn = [pixels(batch["digits"]) for batch in data.batches(images_per_task=5, steps=4, seed=3, samples=10)]
+    assert all(np.array_equal(drawn[step], drawn[step + 2]) for step in range(2))
+    assert len({image.tobytes() for batch in drawn for image in batch}) == 10
+    full = next(iter(data.batches(images_per_task=5, steps=1, seed=3)))
+    assert np.array_equal(pixels(full["digits"]), drawn[0])
+
+
+@pytest.mark.parametrize(
+    ("pool", "evaluate", "adapt", "expected"),
+    [
+        (("digits", "signs"), ("digits", "signs"), (), ("digits", "signs")),
+        (("digits", "signs"), ("signs", "scenes"), (), ("signs",)),  # irrelevant experts, and unseen tasks
+        (("digits",), ("signs",), (), ("digits",)),
+        (("digits", "signs"), ("digits", "signs"), ("scenes",), ("scenes",)),
+    ],
+)
+def test_a_method_adapts_to_the_tasks_of_pool_and_evaluation_both_unless_told(
+    pool: tuple[str, ...], evaluate: tuple[str, ...], adapt: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    one = Cell(method="layer_wise_adamerging", pool=pool, evaluate=evaluate, adapt=adapt)
+    assert study.adapted_to(one, {"objective": "entropy"}) == expected
+
+
+def test_a_record_depends_on_the_code_of_the_method_it_starts_from(
+    suite: "Suite", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [cell("hard_frank_wolfe", start=start) for start in ("task_arithmetic", "ties_merging", "base")]
+    before = [study.cell_key(suite, one) for one in cells]
+    real = registry.code_fingerprint
+    monkeypatch.setattr(registry, "code_fingerprint", lambda name: real(name) + "!" * (name == "ties_merging"))
+    after = [study.cell_key(suite, one) for one in cells]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_the_objective_decides_which_data_access_a_record_states(suite: "Suite", tmp_path: Path) -> None:
+    cells = [
+        cell("task_wise_adamerging", steps=1, images_per_task=2, objective=objective)
+        for objective in ("entropy", "cross-entropy")
+    ]
+    records = study.run(suite, cells, folder=tmp_path)
+    assert [record.access for record in records] == ["unlabelled test", "labelled train"]
+    assert records[0].cell.adapt == TASKS
+    assert records[0].trace["loss"] != records[1].trace["loss"]
+
+
 # --- checks before any work -------------------------------------------------------------------------------------------
 
 
@@ -106,6 +167,7 @@ def test_unlabelled_images_depend_on_seed_and_task_alone(suite: "Suite") -> None
         ({"evaluate": ()}, "`evaluate` names no task. Name one or more of: digits, signs, scenes."),
         ({"pool": ("digits", "digits")}, "`pool` names digits more than once"),
         ({"curve_every": 5}, "this method takes no steps"),
+        ({"adapt": ("digits",)}, "`adapt` names tasks, but this method looks at no data"),
     ],
 )
 def test_one_bad_cell_stops_everything_before_any_work(

@@ -113,8 +113,7 @@ def adaptation_curve(records: Sequence["Record"]) -> Figure:
                 [point.step for point in record.curve], [point.average for point in record.curve],
                 marker=drawn.marker, markersize=4, linewidth=1.6, label=record.title, **look_of,
             )  # fmt: skip
-            # The loss is the sum over tasks, measured before each step.
-            below.plot(np.array(record.trace["loss"]) / len(record.cell.pool), linewidth=1, **look_of)
+            below.plot(_per_image(record), linewidth=1, **look_of)
         above.set_ylabel("average accuracy (%)")
         below.set_ylabel("entropy per\nimage (nats)")
         below.set_xlabel("steps of adaptation")
@@ -124,15 +123,19 @@ def adaptation_curve(records: Sequence["Record"]) -> Figure:
         figure.legend(loc="outside upper left", ncols=len(records), frameon=False)
     said = []
     for record in adapted:
-        first, last, losses = record.curve[0], record.curve[-1], record.trace["loss"]
+        first, last, losses = record.curve[0], record.curve[-1], _per_image(record)
         text = f"{record.title} goes from {first.average:.1f} to {last.average:.1f} at step {last.step}"
-        if losses:
-            start, end = losses[0] / len(record.cell.pool), losses[-1] / len(record.cell.pool)
-            text += f" and its entropy from {start:.2f} to {end:.2f} nats per image"
+        if len(losses):
+            text += f" and its entropy from {losses[0]:.2f} to {losses[-1]:.2f} nats per image"
         said.append(text)
     said += [f"{record.title} stays at {record.average:.1f}" for record in still]
     figure.set_label(f"Curves of the average accuracy over {len(tasks)} tasks in percent: {'; '.join(said)}.")
     return figure
+
+
+def _per_image(record: "Record") -> np.ndarray:
+    """Return the loss before each step; recorded is the sum over the tasks that were adapted to."""
+    return np.array(record.trace["loss"]) / len(record.cell.adapt or record.cell.pool)
 
 
 def agreement_frame(ours: Mapping[str, tuple[float, float]], published: pd.DataFrame) -> pd.DataFrame:

@@ -34,17 +34,31 @@ class Look(NamedTuple):
     dash: Any  # a line style of matplotlib
 
 
-# Okabe and Ito's colours, which people with any common colour blindness tell apart; greys for the references.
+# Okabe and Ito's colours and, for the rest, Tol's muted ones: people with any common colour blindness tell the members
+# of a family apart, which stand side by side; families differ in markers and hatches too. Greys are the references.
 LOOKS = {
     "pretrained": Look("#a6a6a6", "s", "", ":"),
     "simple_average": Look("#56B4E9", "v", "||", "-."),
     "task_arithmetic": Look("#0072B2", "o", "", "--"),
+    "fixed_coefficients": Look("#88CCEE", "p", "..", (0, (1, 1))),
     "ties_merging": Look("#009E73", "^", "//", (0, (5, 1, 1, 1, 1, 1))),
+    "dare": Look("#117733", "<", "\\\\", (0, (3, 1, 1, 1))),
+    "consensus": Look("#44AA99", ">", "--", (0, (2, 1))),
+    "tsv_merging": Look("#882255", "P", "", (0, (5, 1))),
+    "iso_c": Look("#CC79A7", "X", "xx", (0, (3, 2))),
+    "iso_cts": Look("#AA4499", "*", "++", (0, (6, 2, 1, 2))),
+    "fisher_merging": Look("#999933", "d", "||", (0, (1, 2))),
+    "regmean": Look("#DDCC77", "h", "", (0, (4, 1, 1, 1))),
     "task_wise_adamerging": Look("#E69F00", "D", "\\\\", (0, (4, 1.5))),
+    "task_wise_adamerging_plus": Look("#B87F00", "d", "++", (0, (4, 1.5, 1, 1.5))),
     "layer_wise_adamerging": Look("#D55E00", "o", "", "-"),
+    "layer_wise_adamerging_plus": Look("#8A3D00", "P", "xx", (0, (8, 1))),
+    "hard_frank_wolfe": Look("#332288", "s", "//", (0, (2, 2))),
+    "soft_frank_wolfe": Look("#6A5ACD", "o", "", "-"),
+    "multi_task_training": Look("#6f6f6f", "s", "..", "-."),
     "individual": Look("#3d3d3d", "s", "", ":"),
 }
-SPARE = (Look("#CC79A7", "X", "xx", "-"), Look("#F0E442", "h", "++", "-"), Look("#000000", "*", "--", "-"))
+SPARE = (Look("#F0E442", "h", "++", "-"), Look("#000000", "*", "--", "-"), Look("#661100", "8", "oo", "-"))
 
 
 def look(method: str) -> Look:

@@ -1,31 +1,45 @@
 """AdaMerging: coefficients that minimise the entropy of predictions on unlabelled test images (Yang et al. 2024)."""
 
-import math
-import warnings
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mergekit_lite.errors import KitError
+from mergekit_lite.methods.adapting import adapt, effective
 from mergekit_lite.methods.bank import Bank
-from mergekit_lite.methods.registry import Access, Count, Merged, Positive, Steps, UnlabelledData, Watch, method
-from mergekit_lite.weights import Weights
+from mergekit_lite.methods.registry import (
+    Access,
+    Count,
+    Merged,
+    Objective,
+    Positive,
+    Share,
+    Steps,
+    TaskData,
+    Watch,
+    method,
+)
+from mergekit_lite.methods.ties import keep_agreeing
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {"clamp": True, "steps": 500, "images_per_task": 32},
+    "fusionbench": {"clamp": False, "steps": 1000, "images_per_task": 16},
+}
+"""Parameters as the authors' code has them (two batches of 16 a task and step), and as FusionBench 0.2.33 has them."""
 
 
 @method(title="Task-wise AdaMerging", cite="yang2024adamerging", access=Access.UNLABELLED)
 def task_wise_adamerging(
     base: Mapping[str, Tensor],
     experts: Mapping[str, Mapping[str, Tensor]],
-    data: UnlabelledData,
+    data: TaskData,
     *,
     steps: Steps = 500,
     learning_rate: Positive = 1e-3,
     images_per_task: Count = 32,
     initial: float = 0.3,
     clamp: bool = True,
+    objective: Objective = "entropy",
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Merged:
@@ -41,35 +55,67 @@ def task_wise_adamerging(
     return _merged(bank, raw, base, ["all"], trace, clamp=clamp)
 
 
+@method(title="Task-wise AdaMerging++", cite="yang2024adamerging", access=Access.UNLABELLED)
+def task_wise_adamerging_plus(
+    base: Mapping[str, Tensor],
+    experts: Mapping[str, Mapping[str, Tensor]],
+    data: TaskData,
+    *,
+    density: Share = 0.2,
+    steps: Steps = 500,
+    learning_rate: Positive = 1e-3,
+    images_per_task: Count = 32,
+    initial: float = 0.3,
+    clamp: bool = True,
+    objective: Objective = "entropy",
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Merged:
+    r"""Learn one coefficient an expert for task vectors that TIES has trimmed and made to agree.
+
+    Yang et al. 2024, section 3.2: :math:`\theta = \theta_0 + \sum_k \lambda_k \phi(\tau_k)`, the processed vectors
+    :math:`\phi(\tau_k)` kept apart. See `layer_wise_adamerging`; `density` is as in `ties_merging`.
+    """
+    bank = Bank.of(base, experts)
+    keep_agreeing(bank.vectors, density)
+    raw = bank.vectors.new_full((len(experts), 1), initial)
+    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed)
+    trace = adapt(bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch)
+    return _merged(bank, raw, base, ["all"], trace, clamp=clamp)
+
+
 @method(title="Layer-wise AdaMerging", cite="yang2024adamerging", access=Access.UNLABELLED)
 def layer_wise_adamerging(
     base: Mapping[str, Tensor],
     experts: Mapping[str, Mapping[str, Tensor]],
-    data: UnlabelledData,
+    data: TaskData,
     *,
     steps: Steps = 500,
     learning_rate: Positive = 1e-3,
     images_per_task: Count = 32,
     initial: float = 0.3,
     clamp: bool = True,
+    objective: Objective = "entropy",
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Merged:
     r"""Learn one coefficient an expert and tensor: :math:`\theta^l = \theta_0^l + \sum_k \lambda_k^l \tau_k^l`.
 
     Yang et al. 2024, section 3.2; a "layer" is one parameter tensor, as in the authors' code. Adam minimises the sum
-    over tasks of the mean entropy of the predictions. The tasks adapted to are those of `data.heads`; the pool may be
-    another. Defaults are the authors': they draw two batches of 16 images a task and step.
+    over tasks of the mean loss. The tasks adapted to are those of `data.heads`; the pool may be another. Defaults are
+    the authors', see `RECIPES`.
 
     Args:
         base: the pre-trained weights.
         experts: K fine-tuned weights by task name.
-        data: heads, encoder and unlabelled images.
+        data: heads, encoder and images.
         steps: Adam steps.
         learning_rate: of Adam, with betas (0.9, 0.999) and no weight decay.
         images_per_task: images of each task in a step.
         initial: value that every coefficient starts from.
         clamp: hold the coefficients in [0, 1] in the forward pass. FusionBench does not.
+        objective: "entropy" of predictions on unlabelled test images, or "cross-entropy" on labelled training images,
+            which the paper compares it with. It decides what `data` is asked for.
         seed: which images are drawn when.
         watch: called with step and merged weights before the first and after each step.
 
@@ -91,114 +137,32 @@ def layer_wise_adamerging(
     return _merged(bank, raw, base, list(bank.shapes), trace, clamp=clamp)
 
 
-def adapt(
-    bank: Bank,
-    raw: Tensor,
-    data: UnlabelledData,
-    batches: Iterator[Mapping[str, Tensor]],
+@method(title="Layer-wise AdaMerging++", cite="yang2024adamerging", access=Access.UNLABELLED)
+def layer_wise_adamerging_plus(
+    base: Mapping[str, Tensor],
+    experts: Mapping[str, Mapping[str, Tensor]],
+    data: TaskData,
     *,
-    steps: int,
-    learning_rate: float,
-    clamp: bool,
+    density: Share = 0.2,
+    steps: Steps = 500,
+    learning_rate: Positive = 1e-3,
+    images_per_task: Count = 32,
+    initial: float = 0.3,
+    clamp: bool = True,
+    objective: Objective = "entropy",
+    seed: int = 0,
     watch: Watch | None = None,
-) -> dict[str, Any]:
-    """Minimise the entropy over the coefficients `raw`, (K, L) or (K, 1), in place.
+) -> Merged:
+    r"""Learn one coefficient an expert and tensor for task vectors that TIES has trimmed and made to agree.
 
-    Returns:
-        The trace: "loss", and "stopped" if the optimisation ended early.
-
-    Raises:
-        KitError: images that do not match the heads, or fewer batches than steps.
+    Yang et al. 2024, section 3.2. See `task_wise_adamerging_plus` and `layer_wise_adamerging`.
     """
-    optimiser = torch.optim.Adam([raw], lr=learning_rate, betas=(0.9, 0.999))
-    losses: list[float] = []
-    best, best_raw = math.inf, raw.clone()
-    trace: dict[str, Any] = {"loss": losses}
-    weights = bank.merged(effective(raw, clamp))
-    if watch:
-        watch(0, weights)
-    for step, images in enumerate(islice(batches, steps), 1):
-        loss, gradients = entropy_gradient(data, weights, images)
-        gradient = coefficient_gradient(bank, raw, gradients, clamp)
-        if not (math.isfinite(loss) and torch.isfinite(gradient).all()):
-            raw.copy_(best_raw)
-            trace["stopped"] = _lost(step, loss, losses)
-            warnings.warn(trace["stopped"], RuntimeWarning, stacklevel=4)
-            return trace
-        losses.append(loss)
-        if loss < best:
-            best, best_raw = loss, raw.clone()
-        raw.grad = gradient
-        optimiser.step()
-        weights = bank.merged(effective(raw, clamp))
-        if watch:
-            watch(step, weights)
-    if len(losses) < steps:
-        raise KitError(f"The data gave {len(losses)} batches for {steps} steps. Ask for fewer steps or give more.")
-    return trace
-
-
-def effective(raw: Tensor, clamp: bool) -> Tensor:
-    """Return the coefficients that the merge uses: those learned, clamped to [0, 1] if asked for."""
-    return raw.clamp(0, 1) if clamp else raw
-
-
-def coefficient_gradient(bank: Bank, raw: Tensor, gradients: Mapping[str, Tensor], clamp: bool) -> Tensor:
-    """Return dL/d(raw), in the shape of `raw`, from dL/dtheta by tensor name.
-
-    Through the clamp the gradient passes inside [0, 1] and on its borders. So did torch.clamp when the paper was
-    written; newer releases of torch stop it there, and a coefficient that starts at 0 or 1 would stay for ever.
-    """
-    gradient = bank.gradient(gradients).sum_to_size(raw.shape)
-    return gradient * ((raw >= 0) & (raw <= 1)) if clamp else gradient
-
-
-def mean_entropy(features: Tensor, head: Tensor) -> Tensor:
-    """Return the mean Shannon entropy, in nats, of the predictions for features (N, D) under a head (C, D)."""
-    logs = torch.log_softmax(features @ head.to(features).T, dim=1)
-    return -(logs.exp() * logs).sum(dim=1).mean()
-
-
-def entropy_gradient(
-    data: UnlabelledData, weights: Mapping[str, Tensor], images: Mapping[str, Tensor]
-) -> tuple[float, Weights]:
-    """Return the summed mean entropies of all tasks and their gradient by tensor name.
-
-    The encoder is shared, so the images of all tasks go through it as one batch; only the heads are separate.
-    Tensors that the loss does not depend on are left out.
-
-    Raises:
-        KitError: the tasks of the images are not those of the heads, or a task has no images.
-    """
-    tasks = tuple(data.heads)
-    empty = [task for task in tasks if task not in images or len(images[task]) == 0]
-    extra = [task for task in images if task not in data.heads]
-    if empty or extra or not tasks:
-        raise KitError(
-            f"Each step needs images of every task that has a head. Without images: {', '.join(empty) or 'none'}; "
-            f"without head: {', '.join(extra) or 'none'}; heads: {', '.join(tasks) or 'none'}."
-        )
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
-    with torch.enable_grad():
-        features = data.encode(leaves, torch.cat([images[task] for task in tasks]))
-        parts = features.split([len(images[task]) for task in tasks])
-        entropies = [mean_entropy(part, data.heads[task]) for task, part in zip(tasks, parts, strict=True)]
-        loss = torch.stack(entropies).sum()
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    found = zip(leaves, gradients, strict=True)
-    return loss.item(), {name: gradient for name, gradient in found if gradient is not None}
-
-
-def _lost(step: int, loss: float, losses: list[float]) -> str:
-    """Say that, where and with what result the optimisation was stopped."""
-    what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient became NaN or infinite"
-    if not losses:
-        return f"AdaMerging stopped at step {step}: {what}. The initial coefficients are kept."
-    lowest = min(range(len(losses)), key=losses.__getitem__)
-    return (
-        f"AdaMerging stopped at step {step}: {what}. Kept are the coefficients of step {lowest + 1}, "
-        f"those of the lowest loss ({losses[lowest]:.4g})."
-    )
+    bank = Bank.of(base, experts)
+    keep_agreeing(bank.vectors, density)
+    raw = bank.vectors.new_full((len(experts), len(bank.shapes)), initial)
+    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed)
+    trace = adapt(bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch)
+    return _merged(bank, raw, base, list(bank.shapes), trace, clamp=clamp)
 
 
 def _merged(

@@ -1,14 +1,15 @@
-"""Fixed coefficients: the simple average and task arithmetic."""
+"""Fixed coefficients: the simple average, task arithmetic, and coefficients given one by one."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Merged, method
 from mergekit_lite.weights import Weights, difference, working_dtype
 
-# Both go tensor by tensor, so of experts that lie in files only one tensor each is in memory, and both sum in float32
+# All go tensor by tensor, so of experts that lie in files only one tensor each is in memory, and all sum in float32
 # or better before they return to the base's dtype.
 
 
@@ -28,7 +29,7 @@ def simple_average(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str
         total = torch.zeros_like(start, dtype=working_dtype(start))
         for expert in experts.values():
             total += expert[name].to(start.device)
-        merged[name] = (total / len(experts)).to(start.dtype)
+        merged[name] = total.div_(len(experts)).to(start.dtype)
     return Merged(merged)
 
 
@@ -51,7 +52,48 @@ def task_arithmetic(
     merged: Weights = {}
     for name, start in base.items():
         total = torch.zeros_like(start, dtype=working_dtype(start))
+        vector = torch.empty_like(total)
         for expert in experts.values():
-            total += difference(expert[name], start)
-        merged[name] = (start + scaling * total).to(start.dtype)
+            total += difference(expert[name], start, out=vector)
+        merged[name] = total.mul_(scaling).add_(start).to(start.dtype)
+    return Merged(merged)
+
+
+@method(title="Fixed coefficients", cite="yang2024adamerging", access=Access.NONE)
+def fixed_coefficients(
+    base: Mapping[str, Tensor],
+    experts: Mapping[str, Mapping[str, Tensor]],
+    *,
+    coefficients: list[list[float]] = [[0.3]],  # noqa: B006 (nobody writes to it: parameters are copied when checked)
+) -> Merged:
+    r"""Add the task vectors with given coefficients: :math:`\theta^l = \theta_0^l + \sum_k \lambda_k^l \tau_k^l`.
+
+    What AdaMerging learns (Yang et al. 2024, section 3.2) can so be merged again without its data;
+    `mergekit_lite.published.coefficients` has those that its authors released.
+
+    Args:
+        base: the pre-trained weights with L tensors.
+        experts: K fine-tuned weights by task name.
+        coefficients: K rows (one each, in the order of `experts`) of L numbers (in the order of `base`) or of one
+            number for all tensors; a single row holds for every expert.
+
+    Raises:
+        KitError: coefficients of another shape, an empty pool, experts that do not fit the base, NaN or infinite
+            weights.
+    """
+    rows, columns = len(coefficients), {len(row) for row in coefficients}
+    if rows not in {1, len(experts)} or columns not in ({1}, {len(base)}):
+        widths = ", ".join(str(width) for width in sorted(columns)) or "no"
+        raise KitError(
+            f"There are {rows} rows of {widths} coefficients, but {len(experts)} experts of {len(base)} tensors. "
+            f"Give 1 or {len(experts)} rows, each of 1 or {len(base)} numbers."
+        )
+    used = torch.tensor(coefficients, dtype=torch.float64).expand(len(experts), len(base)).tolist()
+    merged: Weights = {}
+    for layer, (name, start) in enumerate(base.items()):
+        total = torch.zeros_like(start, dtype=working_dtype(start))
+        vector = torch.empty_like(total)
+        for row, expert in zip(used, experts.values(), strict=True):
+            total.add_(difference(expert[name], start, out=vector), alpha=row[layer])
+        merged[name] = total.add_(start).to(start.dtype)
     return Merged(merged)

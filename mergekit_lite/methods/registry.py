@@ -35,6 +35,9 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
 
+Examples = Tensor | tuple[Tensor, Tensor]
+"""Images (N, 3, H, W), or a pair of images and labels (N,)."""
+
 _P = ParamSpec("_P")
 
 
@@ -45,6 +48,12 @@ class Access(StrEnum):
     CALIBRATION = "calibration inputs"
     UNLABELLED = "unlabelled test"
     LABELLED = "labelled train"
+
+
+Objective = Literal["entropy", "cross-entropy"]
+"""Type of a parameter `objective`: what a method minimises, and so what it must see."""
+
+OBJECTIVES = {"entropy": Access.UNLABELLED, "cross-entropy": Access.LABELLED}
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,8 @@ class Merged:
         return {**self.weights, **self.own[name]} if name in self.own else self.weights
 
 
-class UnlabelledData(Protocol):
-    """What a method that adapts to unlabelled test images may see."""
+class TaskData(Protocol):
+    """What a method may see of the tasks' data. Which split, and whether with labels, follows from its data access."""
 
     @property
     def heads(self) -> Mapping[str, Tensor]:
@@ -76,8 +85,24 @@ class UnlabelledData(Protocol):
     def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Return L2-normalised features (N, D) of images (N, 3, H, W), differentiable in the weights."""
 
-    def batches(self, *, images_per_task: int, steps: int, seed: int) -> Iterator[Mapping[str, Tensor]]:
-        """Yield for each step one mapping task -> images (n, 3, H, W)."""
+    def batches(
+        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None
+    ) -> Iterator[Mapping[str, Examples]]:
+        """Yield for each step one mapping task -> images (n, 3, H, W), or -> a pair of images and labels (n,).
+
+        With `samples`, only so many images of each task, drawn once, are ever seen; an epoch passes over all of them
+        before one is seen again.
+        """
+
+
+class LayerData(TaskData, Protocol):
+    """Task data that also shows what goes into each linear layer."""
+
+    def inputs(self, weights: Mapping[str, Tensor], images: Tensor) -> Mapping[str, Tensor]:
+        """Return name of a weight (out, in) -> the inputs (rows, in) it is multiplied with, a row an image and token.
+
+        All linear layers are there, the attention's fused input projection and its output projection included.
+        """
 
 
 @dataclass(frozen=True)
@@ -91,6 +116,10 @@ class MethodInfo:
     function: Callable[..., Merged]
     parameters: type[BaseModel]
     resources: tuple[str, ...]
+
+    def access_with(self, parameters: Mapping[str, Any]) -> Access:
+        """Return the data access with these parameters: a parameter `objective` decides it, whatever the default."""
+        return OBJECTIVES.get(parameters.get("objective", ""), self.access)
 
 
 _METHODS: dict[str, MethodInfo] = {}

@@ -67,6 +67,18 @@ def agreeing(vectors: Tensor, signs: Tensor) -> Tensor:
     return vectors * ((vectors > 0) == (signs > 0))  # entries that are zero stay zero either way
 
 
+def keep_agreeing(vectors: Tensor, density: float) -> None:
+    """Trim task vectors (K, P) and keep of each what has the elected sign, in place: steps 1 to 3 without the sum.
+
+    AdaMerging++ learns coefficients for these vectors; their sum is what `ties_merging` adds.
+    """
+    for vector in vectors:
+        vector.copy_(trim(vector, density))
+    signs = elect_signs(vectors)
+    for vector in vectors:
+        vector.copy_(agreeing(vector, signs))
+
+
 def _at_least(vector: Tensor, magnitude: float) -> Tensor:
     return vector * (vector.abs() >= magnitude)
 

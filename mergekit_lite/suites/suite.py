@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.weights import Weights
@@ -205,22 +205,70 @@ class Suite(ABC):
 
         uint8 images are normalised here, on the device; floating-point images are taken as normalised already.
         """
-        if images.dtype == torch.uint8:
-            images = (images.to(self.device).float() / 255 - self._mean) / self._std
-        return normalize(functional_call(self._model.visual, dict(weights), (images,)), dim=-1)
+        return normalize(functional_call(self._model.visual, dict(weights), (self._normalised(images),)), dim=-1)
+
+    def layer_inputs(self, weights: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+        """Return name of a linear layer's weight (out, in) -> what goes into it for `images`, (N * tokens, in).
+
+        An attention block has two: the fused projection to queries, keys and values, and the output projection.
+        """
+        found: dict[str, Tensor] = {}
+
+        def watch(name: str) -> Callable[..., None]:
+            def linear(module: nn.Linear, args: tuple[Tensor, ...]) -> None:
+                found[f"{name}.weight"] = args[0].flatten(0, -2)
+
+            def attention(module: nn.MultiheadAttention, args: tuple[Tensor, ...]) -> None:
+                found[f"{name}.in_proj_weight"] = args[0].flatten(0, -2)
+                found[f"{name}.out_proj.weight"] = _attended(module, args[0]).flatten(0, -2)
+
+            return attention if isinstance(self._model.visual.get_submodule(name), nn.MultiheadAttention) else linear
+
+        watched = [
+            (name, module)
+            for name, module in self._model.visual.named_modules()
+            # the output projection of an attention is a Linear that is never called: see `_attended`
+            if isinstance(module, nn.Linear | nn.MultiheadAttention) and not name.endswith(".out_proj")
+        ]
+        hooks = [module.register_forward_pre_hook(watch(name)) for name, module in watched]
+        try:
+            with torch.no_grad():
+                self.encode(weights, images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            return images
+        return (images.to(self.device).float() / 255 - self._mean) / self._std
 
     def _head(self, task: str) -> Tensor:
         from open_clip import build_zero_shot_classifier
 
         entry = self.tasks[task]
-        for name in entry.classnames:
-            for template in entry.templates:
-                if self._tokenizer([template.format(name)])[0, -1] != 0:  # no padding is left
-                    raise KitError(
-                        f"Task '{task}': the prompt for class '{name}' fills all places of the tokenizer, so its "
-                        f"end is cut off. Shorten the class name or the template '{template}'."
-                    )
+        prompts = [(name, template) for name in entry.classnames for template in entry.templates]
+        tokens = self._tokenizer([template.format(name) for name, template in prompts])
+        for (name, template), last in zip(prompts, tokens[:, -1].tolist(), strict=True):
+            if last != 0:  # no padding is left
+                raise KitError(
+                    f"Task '{task}': the prompt for class '{name}' fills all places of the tokenizer, so its "
+                    f"end is cut off. Shorten the class name or the template '{template}'."
+                )
         columns = build_zero_shot_classifier(
             self._model, self._tokenizer, entry.classnames, entry.templates, device=self.device
         )
         return columns.T.contiguous() * self._model.logit_scale.exp()
+
+
+def _attended(module: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
+    """Return what the output projection of a self-attention is multiplied with, in the shape of `tokens`.
+
+    torch applies that projection inside one fused function, where no hook sees its input.
+    """
+    tokens = tokens if module.batch_first else tokens.transpose(0, 1)
+    parts = linear(tokens, module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
+    query, key, value = (part.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for part in parts)
+    mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    return mixed if module.batch_first else mixed.transpose(0, 1)
