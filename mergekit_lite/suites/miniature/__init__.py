@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 ARCHITECTURE = "mergekit-lite-miniature"  # the name under which open_clip knows the .json file beside this one
 BASE = HERE / "base.safetensors"
 SIZES: dict[Literal["pretrain", "train", "test"], int] = {"train": 3000, "test": 1000}
-RECIPE = Recipe(steps=140, learning_rate=3e-4, batch_size=64)
+RECIPE = Recipe(steps=140, learning_rate=1e-3, batch_size=64)
 
 open_clip.add_model_config(HERE / f"{ARCHITECTURE}.json")
 
