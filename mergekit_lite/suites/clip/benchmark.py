@@ -18,7 +18,7 @@ class ClipModel:
         name: of the suite.
         title: for tables and figures.
         key: of this model in `reference/tasks.json`.
-        architecture: open_clip's name. OpenAI trained with QuickGELU; plain GELU would change every accuracy in silence.
+        architecture: open_clip's name. OpenAI trained with QuickGELU; plain GELU changes every accuracy in silence.
         pretrained: open_clip's tag of the weights.
         transformers: repository of the same weights in transformers' format, from which the experts were fine-tuned.
     """
