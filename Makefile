@@ -11,12 +11,14 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install book html test clean
+.PHONY: help install book html test bench bench-gpu clean
 
 help:
 	@echo 'make book     install, run the miniature experiments, build the book: book/_build/html/index.html'
 	@echo 'make html     build the book only, from the notebooks that were promoted before'
 	@echo 'make test     install, then lint, types and tests'
+	@echo 'make bench    speed and memory against plain implementations and peers, on the CPU (an hour)'
+	@echo 'make bench-gpu  the same for one GPU'
 	@echo 'make install  set up $(VENV) only'
 	@echo 'make clean    remove the built book and the executed notebooks, but not $(VENV) nor the cache'
 
@@ -35,6 +37,17 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.adamerging_step
+	$(BIN)/python -m benchmarks.fw_memory
+	$(BIN)/python -m benchmarks.merge_throughput
+	$(BIN)/python -m benchmarks.frank_wolfe_step
+	$(BIN)/python -m benchmarks.regmean_merge
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m benchmarks.adamerging_step --device cuda
+	$(BIN)/python -m benchmarks.adamerging_step --device cuda --pool 20 --results benchmarks/results/pool-20
 
 clean:
 	rm -rf build book/_build .mypy_cache .pytest_cache .ruff_cache

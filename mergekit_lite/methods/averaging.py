@@ -29,7 +29,7 @@ def simple_average(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str
         total = torch.zeros_like(start, dtype=working_dtype(start))
         for expert in experts.values():
             total += expert[name].to(start.device)
-        merged[name] = (total / len(experts)).to(start.dtype)
+        merged[name] = total.div_(len(experts)).to(start.dtype)
     return Merged(merged)
 
 
@@ -52,9 +52,10 @@ def task_arithmetic(
     merged: Weights = {}
     for name, start in base.items():
         total = torch.zeros_like(start, dtype=working_dtype(start))
+        vector = torch.empty_like(total)
         for expert in experts.values():
-            total += difference(expert[name], start)
-        merged[name] = (start + scaling * total).to(start.dtype)
+            total += difference(expert[name], start, out=vector)
+        merged[name] = total.mul_(scaling).add_(start).to(start.dtype)
     return Merged(merged)
 
 
@@ -91,7 +92,8 @@ def fixed_coefficients(
     merged: Weights = {}
     for layer, (name, start) in enumerate(base.items()):
         total = torch.zeros_like(start, dtype=working_dtype(start))
+        vector = torch.empty_like(total)
         for row, expert in zip(used, experts.values(), strict=True):
-            total += row[layer] * difference(expert[name], start)
-        merged[name] = (start + total).to(start.dtype)
+            total.add_(difference(expert[name], start, out=vector), alpha=row[layer])
+        merged[name] = total.add_(start).to(start.dtype)
     return Merged(merged)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Count, Merged, method
-from mergekit_lite.weights import Weights, difference
+from mergekit_lite.weights import Weights, difference, working_dtype
 
 Threshold = Annotated[float, Field(ge=0)]
 
@@ -63,9 +63,13 @@ def consensus(
         )
     merged: Weights = {}
     for name, start in base.items():
-        vectors = [difference(expert[name], start) for expert in experts.values()]
-        total = torch.stack(vectors).sum(dim=0)
-        masks = torch.stack([tall_mask(vector, total, mask_threshold) for vector in vectors])
-        kept = total * (masks.sum(dim=0) >= agreement)  # a product: it keeps a NaN, for all to see
+        # Twice over the experts: holding all their vectors would let the memory grow with the pool.
+        total = torch.zeros_like(start, dtype=working_dtype(start))
+        for expert in experts.values():
+            total += difference(expert[name], start)
+        votes = torch.zeros_like(start, dtype=torch.int32)
+        for expert in experts.values():
+            votes += tall_mask(difference(expert[name], start), total, mask_threshold)
+        kept = total * (votes >= agreement)  # a product: it keeps a NaN, for all to see
         merged[name] = (start + scaling * kept).to(start.dtype)
     return Merged(merged)

@@ -108,15 +108,25 @@ def inner_products(gradient: Mapping[str, Tensor], vertices: Models) -> Tensor:
     """
     columns = []
     for name, direction in gradient.items():
-        wide = direction.double()
-        # Not torch.dot: its last bits depend on where in memory, or in a mapped file, a tensor happens to start.
-        column = [(wide * vertex[name].to(direction.device, torch.float64)).sum() for vertex in vertices.values()]
+        column = [_dot(direction, vertex[name].to(direction.device)) for vertex in vertices.values()]
         columns.append(torch.stack(column).cpu())
     products = torch.stack(columns, dim=1)
     for row, (name, vertex) in zip(products, vertices.items(), strict=True):
         if not row.isfinite().all():
             check_finite(vertex, name=f"expert '{name}'")
     return products
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Return the inner product of two tensors in float64.
+
+    They are widened piece by piece: a piece stays in the cache of a core (a tenth of the time of whole tensors), and on
+    a GPU pieces are large enough to keep it busy. Not torch.dot: its last bits depend on where in memory, or in a
+    mapped file, a tensor happens to start.
+    """
+    size = 2**24 if left.is_cuda else 2**16
+    pieces = zip(left.flatten().split(size), right.flatten().split(size), strict=True)
+    return torch.stack([(a.double() * b.double()).sum() for a, b in pieces]).sum()
 
 
 def norms(vertices: Models, names: Sequence[str]) -> Tensor:

@@ -1,0 +1,116 @@
+"""Peak memory does not grow with the pool: hard Frank-Wolfe and every data-free merge, experts in safetensors files.
+
+Each merge runs in a process of its own. A few distinct files are written, further experts are hard links to them: how
+much anonymous memory a merge takes does not depend on what the files hold. Resident memory is reported beside it, see
+`measuring`: it counts mapped pages of the page cache once for every expert that is open, and so grows with the pool.
+"""
+
+import importlib
+import pkgutil
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks import measuring
+from benchmarks.models import (
+    BLOCKS,
+    GIB,
+    RESULTS,
+    WIDTH,
+    Blocks,
+    Folder,
+    NoiseTasks,
+    Results,
+    Width,
+    encoder,
+    link_models,
+    load,
+    model_folder,
+    write_models,
+)
+from mergekit_lite import methods
+from mergekit_lite.methods.registry import Access, all_methods, get
+
+FRANK_WOLFE = "hard_frank_wolfe"
+REFERENCES = {"pretrained", "individual"}
+SLOW = {"tsv_merging", "iso_cts"}
+"""They decompose every matrix of every expert: hours for 64 experts on two cores."""
+TASKS, IMAGES = 8, 2
+"""Of the Frank-Wolfe gradient, whatever the pool."""
+
+
+def register_all() -> None:
+    """Import every method, also those that the package itself does not import."""
+    for module in pkgutil.iter_modules(methods.__path__):
+        importlib.import_module(f"{methods.__name__}.{module.name}")
+
+
+def data_free() -> list[str]:
+    """Return the names of the methods that see no data, without the reference rows."""
+    register_all()
+    return [info.name for info in all_methods() if info.access is Access.NONE and info.name not in REFERENCES]
+
+
+def merge(method: str, place: str, *, pool: int, blocks: int, width: int) -> dict[str, Any]:
+    """Merge with default parameters; return the seconds, and the anonymous memory before there was a model."""
+    register_all()
+    given: dict[str, Any] = {}
+    if method == FRANK_WOLFE:
+        given = {"iterations": 2, "samples": IMAGES, "batch_size": IMAGES}
+        given["data"] = NoiseTasks.of(encoder(blocks, width), TASKS, IMAGES, labels=True)
+    before = measuring.anonymous_memory()
+    base, experts = load(Path(place), pool)
+    begun = time.perf_counter()
+    get(method).function(base, experts, **given)
+    return {"seconds": time.perf_counter() - begun, "before": before}
+
+
+def main(
+    pools: Annotated[str, typer.Option(help="Pool sizes, growing.")] = "4,8,16,32,64",
+    only: Annotated[str, typer.Option(help="Methods, comma-separated; by default all.")] = "",
+    slow_blocks: Annotated[
+        int, typer.Option(min=1, help=f"Blocks for {', '.join(sorted(SLOW))}, smallest and largest pool only.")
+    ] = 1,
+    distinct: Annotated[int, typer.Option(min=1, help="Distinct expert files, 350 MB each at full size.")] = 4,
+    blocks: Blocks = BLOCKS,
+    width: Width = WIDTH,
+    folder: Folder = None,
+    results: Results = RESULTS,
+) -> None:
+    """Measure peak memory of merges for growing pools of experts in files."""
+    sizes = [int(size) for size in pools.split(",")]
+    wanted = only.split(",") if only else [FRANK_WOLFE, *data_free()]
+    options = {"pools": sizes, "blocks": blocks, "slow_blocks": slow_blocks, "width": width, "distinct": distinct}
+    report = measuring.Report("fw_memory", "Peak memory of a merge of experts in files does not grow.", options)
+    with model_folder(folder) as models:
+        for method in wanted:
+            slow = method in SLOW
+            depth, chosen = (min(slow_blocks, blocks), [sizes[0], sizes[-1]]) if slow else (blocks, sizes)
+            place = write_models(models, distinct, blocks=depth, width=width)
+            link_models(place, distinct, max(sizes))
+            peaks, libraries = {}, None
+            for size in chosen:
+                one = measuring.in_own_process(
+                    merge, method=method, place=str(place), pool=size, blocks=depth, width=width
+                )
+                peaks[size], libraries = one.peak, one.result["before"]
+                report.details[f"{method} {size}"] = {**one.result, **one.memory(), "blocks": depth}
+                report.line(
+                    f"{method} of {size} ({depth} blocks)",
+                    f"anonymous {(one.anonymous or 0) / GIB:.3f} GiB, resident {one.resident / GIB:.3f} GiB, "
+                    f"{one.result['seconds']:.1f} s",
+                )
+            first, last = peaks[sizes[0]], peaks[sizes[-1]]
+            growth = f"{method}, {sizes[-1]} / {sizes[0]} experts"
+            report.ratio(f"peak memory, {growth}", last / first, most=1.05)
+            if libraries:  # what Python and torch take hides growth
+                report.ratio(f"peak memory without libraries, {growth}", (last - libraries) / (first - libraries))
+            if method == "ties_merging" and 8 in peaks:
+                report.ratio("peak memory of TIES of 8 models / 3 GiB", peaks[8] / (3 * GIB), most=1.0)
+    report.write(results)
+
+
+if __name__ == "__main__":
+    typer.run(main)

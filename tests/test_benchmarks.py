@@ -1,0 +1,175 @@
+"""The benchmark scripts at toy size: they run, what they compare agrees, and their records say what was measured."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the scripts are no part of the installed package
+
+from benchmarks import (  # noqa: E402
+    adamerging_step,
+    frank_wolfe_step,
+    fw_memory,
+    measuring,
+    merge_throughput,
+    models,
+    regmean_merge,
+)
+
+TOY: dict[str, Any] = {"blocks": 1, "width": 64}
+
+Script = tuple[Callable[..., None], dict[str, Any]]
+SCRIPTS: dict[str, Script] = {
+    "adamerging_step": (adamerging_step.main, {"pool": 2, "images": 2, "steps": 2}),
+    "fw_memory": (fw_memory.main, {"pools": "2,3", "distinct": 2}),
+    "merge_throughput": (merge_throughput.main, {"pool": 2, "repeats": 1}),
+    "frank_wolfe_step": (frank_wolfe_step.main, {"pools": "2", "tasks": 2, "images": 4, "iterations": 1}),
+    "regmean_merge": (regmean_merge.main, {"pool": 2, "rows": 64, "repeats": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure in this process (starting one takes seconds), and without FusionBench (so does importing it)."""
+
+    def call(work: Callable[..., dict[str, Any]], **options: Any) -> measuring.Measured:
+        result = json.loads(json.dumps(work(**json.loads(json.dumps(options)))))
+        return measuring.Measured(result, measuring.peak_resident(), None)
+
+    monkeypatch.setattr(measuring, "in_own_process", call)
+    for module in (adamerging_step, frank_wolfe_step, merge_throughput, regmean_merge):
+        monkeypatch.setattr(module, "peer", lambda name: None)
+
+
+def run(name: str, folder: Path, results: Path) -> dict[str, Any]:
+    main, options = SCRIPTS[name]
+    main(**options, **TOY, folder=folder, results=results)
+    (record,) = results.glob(f"{name}-*.json")
+    return json.loads(record.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_prints_ratios_and_keeps_them(
+    name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = run(name, folder, tmp_path)
+    printed = capsys.readouterr().out
+    assert record["ratios"]
+    for ratio in record["ratios"]:
+        assert f"ratio {ratio['what']}: {ratio['value']:.3g}" in printed
+        assert ratio["value"] >= 0
+    assert record["machine"]["torch"] == torch.__version__
+    assert record["machine"]["threads"] == torch.get_num_threads()
+    assert record["options"]["blocks"] == 1
+    assert str(folder) not in json.dumps(record)  # records are published
+
+
+def test_gradients_agree_at_toy_size(folder: Path, tmp_path: Path) -> None:
+    details = run("adamerging_step", folder, tmp_path)["details"]
+    assert 0 < details["plain"]["difference"] < 1e-4
+    assert set(details) == {"floor", "ours", "plain"}
+
+
+def test_merges_agree_at_toy_size(folder: Path, tmp_path: Path) -> None:
+    details = run("merge_throughput", folder, tmp_path)["details"]
+    assert all(0 < details[name]["difference"] < 1e-4 for name in ("tsv_merging", "iso_c", "iso_cts"))
+    assert 0 < run("regmean_merge", folder, tmp_path)["details"]["plain"]["difference"] < 1e-4
+
+
+def test_scores_agree_at_toy_size(folder: Path, tmp_path: Path) -> None:
+    details = run("frank_wolfe_step", folder, tmp_path)["details"]
+    ours, plain = details["ours 2"]["scores"], details["plain 2"]["scores"]
+    assert set(ours) == {"task00", "task01", "start"}
+    assert ours == pytest.approx(plain, rel=1e-4)
+
+
+def test_what_differs_is_not_compared(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = adamerging_step.plain
+
+    def wrong(*args: Any) -> None:
+        monkeypatch.setattr(adamerging_step, "INITIAL", 0.6)
+        plain(*args)
+
+    monkeypatch.setitem(adamerging_step.IMPLEMENTATIONS, "plain", wrong)
+    with pytest.raises(RuntimeError, match="nothing to compare"):
+        run("adamerging_step", folder, tmp_path)
+    with pytest.raises(RuntimeError, match="nothing to compare"):
+        frank_wolfe_step.difference({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.1})
+
+
+def test_autocast_computes_the_gradient_in_float32_first(folder: Path) -> None:
+    place = str(models.write_models(folder, 2, **TOY))
+    options = {"pool": 2, "images": 2, "steps": 2, "device": "cpu", "autocast": True, **TOY}
+    adamerging_step.measure("ours", place, **options)
+    assert adamerging_step.measure("plain", place, **options)["difference"] < 1e-4
+
+
+def test_every_data_free_method_is_measured() -> None:
+    expected = {"simple_average", "task_arithmetic", "ties_merging", "dare", "consensus", "tsv_merging", "iso_c"}
+    assert expected < set(fw_memory.data_free())
+    assert not fw_memory.REFERENCES & set(fw_memory.data_free())
+
+
+def test_task_vectors_are_as_long_as_said_and_have_a_falling_spectrum() -> None:
+    start = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
+    change = models.synthetic_change(start, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(change.norm(), 0.03 * start.norm())
+    values = torch.linalg.svdvals(change)
+    assert values[0] > 3 * values[10] > 30 * values[-1] > 0
+    bias = models.synthetic_change(torch.zeros(64), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(bias.norm(), torch.tensor(0.03 * 0.01 * 8))
+
+
+def test_larger_pools_take_no_disk(folder: Path) -> None:
+    place = models.write_models(folder, 2, **TOY)
+    models.link_models(place, 2, 5)
+    base, experts = models.load(place, 5)
+    first, *_, last = experts.values()
+    assert first.path.samefile(last.path)
+    assert set(first) == set(base)
+
+
+def test_a_script_in_processes_of_its_own(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.regmean_merge", "--pool", "2", "--rows", "64", "--repeats", "1"]
+    toy = ["--blocks", "1", "--width", "64", "--folder", str(folder), "--results", str(tmp_path)]
+    done = subprocess.run([*command, *toy], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ratio time, plain / ours" in done.stdout
+    (record,) = tmp_path.glob("regmean_merge-*.json")
+    memory = json.loads(record.read_text(encoding="utf-8"))["details"]["ours"]
+    assert memory["resident"] > (memory["anonymous"] or 2**20) >= 2**20
+
+
+def test_the_page_cache_does_not_count(tmp_path: Path) -> None:
+    before = measuring.anonymous_memory()
+    if before is None:
+        pytest.skip("this system does not tell anonymous memory")
+    held = torch.ones(2**24)
+    assert 2**26 <= (measuring.anonymous_memory() or 0) - before + 2**20 < 2**27
+    torch.save(held, tmp_path / "ones.pt")
+    del held
+    before = measuring.anonymous_memory() or 0
+    mapped = torch.from_file(str(tmp_path / "ones.pt"), size=2**24, dtype=torch.float32)
+    mapped.sum()
+    assert (measuring.anonymous_memory() or 0) - before < 2**24
+
+
+def test_every_script_is_in_the_table() -> None:
+    table = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "models", "measuring"}
+    assert scripts == set(SCRIPTS)
+    for script in scripts:
+        assert f"| `{script}" in table
+        assert f"python -m benchmarks.{script}" in table
