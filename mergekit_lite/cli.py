@@ -133,6 +133,69 @@ def pretrain(
 
 @app.command()
 @worded
+def finetune(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="miniature, or one of the CLIPs: clip-vit-b-32.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task to learn, by its name in the suite.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="For the result; by default `finetuned/SUITE/TASK`.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="How often the weights are changed.")] = 4000,
+    learning_rate: Annotated[float, typer.Option(help="At the beginning; it falls to zero along a cosine.")] = 1e-5,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the order of the images.")] = 0,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500,
+    device: Annotated[
+        str | None, typer.Option(help="Such as `cuda` or `cpu`; by default a GPU if there is one.")
+    ] = None,
+) -> None:
+    """Fine-tune an expert of your own on one task, by the recipe of the benchmark's experts (FusionBench).
+
+    The same command goes on from the last checkpoint. The result is written with open_clip's names and, for CLIP, in
+    the format of transformers too.
+
+    Example: `mergekit-lite finetune clip-vit-b-32 dtd --output experts/dtd`
+    """
+    from mergekit_lite import finetune as tuning
+    from mergekit_lite.suites import load_suite
+
+    typer.echo(
+        tuning.finetune(
+            load_suite(suite, device),
+            task,
+            output=output or Path("finetuned") / suite / task,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            checkpoint_every=checkpoint_every,
+        )
+    )
+
+
+@app.command()
+@worded
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE.pt", help="An encoder that was written by `torch.save`.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="By default FILE with the suffix `.safetensors`.")
+    ] = None,
+    family: Annotated[str, typer.Option(help="Whose checkpoint it is; kept in the file.")] = "OC-8",
+) -> None:
+    """Read a pickled image encoder, such as those of the task-vectors authors, and write it as safetensors.
+
+    Nothing in the file is run: it may refer to tensors, containers and known modules, all else is refused.
+
+    Example: `mergekit-lite convert finetuned.pt --output oc8-dtd.safetensors`
+    """
+    from mergekit_lite import legacy
+    from mergekit_lite.weights import LazyWeights, weights_hash
+
+    written = legacy.convert(file, output, family=family)
+    typer.echo(f"{written} {weights_hash(LazyWeights(written))}")
+
+
+@app.command()
+@worded
 def doctor(
     profile: Annotated[
         str | None, typer.Argument(metavar="[PROFILE]", help="Predict what running this profile takes here.")
@@ -145,3 +208,28 @@ def doctor(
     from mergekit_lite import doctor as examination
 
     examination.show(profile)
+
+
+@app.command()
+@worded
+def fetch(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite of real models, such as clip-vit-b-32.")],
+    tasks: Annotated[
+        str, typer.Option(metavar="TASKS", help="eight, fourteen, twenty, or names with commas between.")
+    ] = "twenty",
+    train: Annotated[bool, typer.Option(help="Bring training images too; few methods need them.")] = True,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 is one per core.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print sizes and what is there; download nothing.")
+    ] = False,
+) -> None:
+    """Download a suite's weights and images ahead of time, check them, and show what is there.
+
+    Run it again to go on where it stopped. Afterwards everything runs with `HF_HUB_OFFLINE=1`.
+
+    Example: `mergekit-lite fetch clip-vit-b-32 --tasks eight`
+    """
+    from mergekit_lite import fetch as fetching
+    from mergekit_lite.workers import cores
+
+    fetching.fetch(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run)

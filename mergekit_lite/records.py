@@ -23,6 +23,9 @@ class Cell(BaseModel):
     A method that looks at data sees that of the tasks `adapt`; where none are named, of those in pool and evaluation
     both, or of the whole pool if these have nothing in common. Calibration inputs are always those of the pool: each
     expert is shown its own.
+
+    With a `corruption`, such as "motion_blur", all test images are corrupted (`mergekit_lite.corruptions`, severity 2):
+    those that the accuracy is measured on and those that a method adapts to. Training images stay clean.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,13 +37,18 @@ class Cell(BaseModel):
     adapt: tuple[str, ...] = ()
     seed: int = 0
     expert_seed: int = Field(default=0, ge=0, description="which training run the experts are from")
+    corruption: str = Field(default="", description="of the test images; empty: they are as they are")
     curve_every: int = Field(default=0, ge=0, description="evaluate every so many steps into record.curve; 0: no curve")
 
     @property
     def label(self) -> str:
-        """The method as one would call it, with the parameters that were given: ``ties_merging(scaling=0.5)``."""
+        """The method as one would call it, with the parameters that were given: ``ties_merging(scaling=0.5)``.
+
+        After it comes the corruption, if there is one: ``simple_average under contrast``.
+        """
         given = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
-        return f"{self.method}({given})" if given else self.method
+        where = f" under {self.corruption}" if self.corruption else ""
+        return (f"{self.method}({given})" if given else self.method) + where
 
 
 class CurvePoint(BaseModel):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergekit_lite import evaluation, seen
+from mergekit_lite import corruptions, evaluation, seen
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
@@ -128,6 +128,8 @@ def _resolved(suite: "Suite", cell: Cell) -> Cell:
         raise KitError(f"{cell.label}: curve_every={cell.curve_every}, but this method takes no steps. Leave it out.")
     if cell.adapt and "data" not in info.resources:
         raise KitError(f"{cell.label}: `adapt` names tasks, but this method looks at no data. Leave it out.")
+    if cell.corruption:
+        corruptions.check(cell.corruption)
     parameters = registry.resolve(cell.method, cell.parameters)
     return cell.model_copy(update={"parameters": parameters, "adapt": adapted_to(cell, parameters)})
 
@@ -147,8 +149,15 @@ def adapted_to(cell: Cell, parameters: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _key(suite: "Suite", resolved: Cell) -> str:
     looked_at = tuple(dict.fromkeys((*resolved.evaluate, *resolved.adapt)))
-    fingerprint = suite.with_expert_seed(resolved.expert_seed).fingerprint(resolved.pool, looked_at)
-    return content_hash({"cell": resolved.model_dump(), "suite": fingerprint, "code": _code(resolved)})
+    fingerprint = _suite_of(suite, resolved).fingerprint(resolved.pool, looked_at)
+    # Without one, a corruption is left out, so that records from before there were any keep their names.
+    question = resolved.model_dump(exclude=None if resolved.corruption else {"corruption"})
+    return content_hash({"cell": question, "suite": fingerprint, "code": _code(resolved)})
+
+
+def _suite_of(suite: "Suite", cell: Cell) -> "Suite":
+    """Return the suite that `cell` is about: with experts of its seed, and with its corruption of the test images."""
+    return corruptions.corrupted(suite.with_expert_seed(cell.expert_seed), cell.corruption)
 
 
 def _code(resolved: Cell) -> str:
@@ -222,7 +231,7 @@ def compute(suite: "Suite", job: _Job) -> Record:
         found = read_record(job.path, job.key)
         if isinstance(found, Record):
             return found
-        return write_record(_answer(suite.with_expert_seed(job.cell.expert_seed), job), job.path)
+        return write_record(_answer(_suite_of(suite, job.cell), job), job.path)
 
 
 def _answer(suite: "Suite", job: _Job) -> Record:

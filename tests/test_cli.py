@@ -14,7 +14,7 @@ from mergekit_lite import book, promotion, runner
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
 
-COMMANDS = ["run", "promote", "book", "pretrain", "doctor"]
+COMMANDS = ["run", "promote", "book", "pretrain", "finetune", "convert", "doctor", "fetch"]
 
 
 def call(*arguments: str) -> tuple[int, str, str]:

@@ -19,6 +19,8 @@ import torch
 from pydantic import ValidationError
 
 from mergekit_lite import evaluation, seen, study
+from mergekit_lite.cache import content_hash
+from mergekit_lite.corruptions import corrupted
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import Access, Merged, registry
 from mergekit_lite.study import Cell, Record
@@ -336,6 +338,70 @@ def test_a_seed_reaches_the_method(suite: "Suite", tmp_path: Path) -> None:
     adapt: dict[str, Any] = {"method": "layer_wise_adamerging", "steps": 3, "images_per_task": 4, "learning_rate": 0.1}
     records = study.run(suite, [cell(**adapt, seed=seed) for seed in (0, 1)], workers=1, folder=tmp_path)
     assert records[0].trace["loss"] != records[1].trace["loss"]
+
+
+# --- corruptions ------------------------------------------------------------------------------------------------------
+
+
+def under(corruption: str, method: str = "simple_average", **parameters: Any) -> Cell:
+    return cell(method, **parameters).model_copy(update={"corruption": corruption})
+
+
+def test_a_cell_is_measured_on_corrupted_test_images(suite: "Suite", tmp_path: Path, cache: Path) -> None:
+    clean, noisy = study.run(suite, [cell(), under("motion_blur")], workers=1, folder=tmp_path)
+    assert clean.key != noisy.key
+    differing = {name for name, one in noisy.provenance.suite.items() if clean.provenance.suite.get(name) != one}
+    assert differing == {"data", "corruption"}
+    assert noisy.provenance.suite["corruption"]["name"] == "motion_blur"
+    weights = registry.get("simple_average").function(suite.base, {task: suite.experts[task] for task in TASKS}).weights
+    expected = {task: evaluation.accuracy(corrupted(suite, "motion_blur"), weights, task) for task in TASKS}
+    assert noisy.accuracy == expected != clean.accuracy
+    assert study.run(suite, [under("motion_blur")], workers=1, folder=tmp_path) == [noisy]
+
+
+def test_a_method_adapts_to_the_corrupted_images_too(
+    suite: "Suite", tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[np.ndarray] = []
+    real = seen.seen
+
+    def watched(looked_at: Any, tasks: Any, access: Any) -> Any:
+        shown.append(looked_at.split("digits", "test").images)
+        return real(looked_at, tasks, access)
+
+    monkeypatch.setattr(seen, "seen", watched)
+    adapt: dict[str, Any] = {"steps": 2, "images_per_task": 4, "learning_rate": 0.1}
+    study.run(suite, [under("pixelate", "layer_wise_adamerging", **adapt)], workers=1, folder=tmp_path)
+    assert np.array_equal(shown[0], corrupted(suite, "pixelate").split("digits", "test").images)
+
+
+def test_corruptions_reach_worker_processes_and_the_lines_that_are_said(
+    suite: "Suite", tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [under("contrast"), under("jpeg_compression"), cell()]
+    together = study.run(suite, cells, workers=2, folder=tmp_path / "together")
+    said = capsys.readouterr().out
+    assert "simple_average under contrast: " in said
+    assert "simple_average: " in said
+    assert results(together) == results(study.run(suite, cells, workers=1, folder=tmp_path / "alone"))
+
+
+def test_an_unknown_corruption_is_said_before_anything_is_computed(suite: "Suite", tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"There is no corruption 'fog'\. Corruptions: motion_blur, impulse_noise, "):
+        study.run(suite, [cell(), under("fog")], workers=1, folder=tmp_path)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_records_from_before_there_were_corruptions_keep_their_names(suite: "Suite", tmp_path: Path) -> None:
+    (record,) = study.run(suite, [cell()], workers=1, folder=tmp_path)
+    (path,) = tmp_path.glob("*.json")
+    stored = json.loads(path.read_text())
+    resolved = stored["cell"]
+    assert resolved.pop("corruption") == ""
+    question = {"cell": resolved, "suite": stored["provenance"]["suite"], "code": stored["provenance"]["code"]}
+    assert content_hash(question) == record.key
+    path.write_text(json.dumps(stored))
+    assert study.run(suite, [cell()], workers=1, folder=tmp_path) == [record]
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

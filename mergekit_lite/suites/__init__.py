@@ -8,8 +8,13 @@ import torch
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.suite import Split, Suite, Task
 
-SUITES = {"miniature": "mergekit_lite.suites.miniature"}
-"""Name -> module with `load(device)`; imported when asked for, since open_clip takes seconds."""
+SUITES = {
+    "miniature": "mergekit_lite.suites.miniature",
+    "clip-vit-b-32": "mergekit_lite.suites.clip",
+    "clip-vit-b-16": "mergekit_lite.suites.clip",
+    "clip-vit-l-14": "mergekit_lite.suites.clip",
+}
+"""Name -> module with `load(name, device)`; imported when asked for, since open_clip takes seconds."""
 
 __all__ = ["SUITES", "Split", "Suite", "Task", "load_suite"]
 
@@ -18,7 +23,7 @@ def load_suite(name: str, device: str | None = None) -> Suite:
     """Return the suite called `name` on `device` (by default a GPU if there is one, else the CPU).
 
     Raises:
-        KitError: there is no such suite, or no such device.
+        KitError: there is no such suite or no such device, or its base weights cannot be fetched.
     """
     if name not in SUITES:
         close = get_close_matches(name, SUITES, n=1)
@@ -30,5 +35,5 @@ def load_suite(name: str, device: str | None = None) -> Suite:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise KitError(f"Device '{device}' cannot be used here ({error}). Use 'cpu', or leave it out.") from error
-    suite: Suite = importlib.import_module(SUITES[name]).load(torch.device(device))
+    suite: Suite = importlib.import_module(SUITES[name]).load(name, torch.device(device))
     return suite

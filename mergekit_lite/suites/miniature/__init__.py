@@ -33,8 +33,8 @@ RECIPE = Recipe(steps=140, learning_rate=1e-3, batch_size=64)
 open_clip.add_model_config(HERE / f"{ARCHITECTURE}.json")
 
 
-def load(device: torch.device) -> "Miniature":
-    """Return the miniature suite on `device`."""
+def load(name: str, device: torch.device) -> "Miniature":
+    """Return the miniature suite on `device`; there is only one, whatever its `name`."""
     if not BASE.exists():
         raise KitError(f"The miniature's base weights {BASE.name} are missing. Run `mergekit-lite pretrain miniature`.")
     return Miniature(device)
@@ -55,7 +55,7 @@ class Miniature(Suite):
     @property
     def loader(self) -> Callable[[], Suite]:
         """Return a picklable function that makes this suite again."""
-        return partial(load, self.device)
+        return partial(load, self.name, self.device)
 
     def with_expert_seed(self, seed: int) -> Suite:
         """Return this suite with experts that saw their images in another order."""

@@ -1,0 +1,184 @@
+"""An expert of one's own: the image encoder fine-tuned on one task by FusionBench's recipe, and resumed."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mergekit_lite import evaluation
+from mergekit_lite.cache import content_hash, written_whole
+from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip.benchmark import MODELS
+from mergekit_lite.weights import LazyWeights, Weights, read, write
+
+if TYPE_CHECKING:
+    from mergekit_lite.suites.suite import Suite
+
+RESULT, CHECKPOINT = "encoder.safetensors", "checkpoint.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps per tensor, by torch's names
+
+
+def finetune(
+    suite: "Suite",
+    task: str,
+    *,
+    output: Path,
+    steps: int = 4000,
+    learning_rate: float = 1e-5,
+    batch_size: int = 32,
+    seed: int = 0,
+    checkpoint_every: int = 500,
+) -> Path:
+    """Fine-tune the image encoder of `suite` on the training images of `task` and return the file of the result.
+
+    FusionBench's recipe: Adam (no weight decay), a learning rate that falls to zero along a cosine, no augmentation,
+    cross-entropy through the frozen zero-shot head. The projection and the text encoder stay as they are. On a GPU the
+    encoder computes in bfloat16, its weights stay float32.
+
+    The folder `output` gets ``encoder.safetensors`` with open_clip's names and, for CLIP, a folder ``transformers`` for
+    `CLIPVisionModel.from_pretrained`. Every `checkpoint_every` steps all that the run consists of is stored there too:
+    the same call goes on from it, and on a CPU ends with the very numbers of a run that was never interrupted.
+
+    Raises:
+        KitError: there is no such task, a number is out of range, or `output` holds another run.
+    """
+    (task,) = suite.names((task,))
+    numbers = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "every": checkpoint_every}
+    for name, number in numbers.items():
+        if number <= 0:
+            raise KitError(f"Fine-tuning on '{task}': {name.replace('every', 'checkpoint_every')} must be above 0.")
+    result, checkpoint = Path(output) / RESULT, Path(output) / CHECKPOINT
+    recipe = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    run = content_hash([suite.fingerprint((), (task,)), task, recipe])
+    if result.exists():
+        _check_run(result, run)
+        print(f"{result} is there already.", flush=True)
+        return result
+
+    weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in suite.base.items()}
+    optimiser = torch.optim.Adam(weights.values(), lr=learning_rate, fused=True)
+    begun = _resume(checkpoint, run, weights, optimiser) if checkpoint.exists() else 0
+    split, head = suite.split(task, "train"), suite.heads[task].to(suite.device)
+    losses: list[Tensor] = []
+    right: list[Tensor] = []
+    clock = time.perf_counter()
+    for step in range(begun, steps):
+        rows = _rows(len(split.labels), batch_size, step, seed)
+        images = torch.from_numpy(split.images[rows]).to(suite.device)
+        labels = torch.from_numpy(split.labels[rows]).to(suite.device)
+        optimiser.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+        with torch.enable_grad():
+            with torch.autocast(suite.device.type, torch.bfloat16, enabled=suite.device.type == "cuda"):
+                features = suite.encode(weights, images)
+            logits = features.to(head.dtype) @ head.T
+            loss = cross_entropy(logits, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.detach())
+        right.append((logits.argmax(dim=1) == labels).float().mean())
+        done = step + 1
+        if done % checkpoint_every == 0 or done == steps:
+            print(
+                f"step {done}/{steps}: loss {torch.stack(losses).mean():.4f}, "
+                f"{100 * torch.stack(right).mean():.1f} % of the training images right, "
+                f"{time.perf_counter() - clock:.0f} s",
+                flush=True,
+            )
+            losses.clear()
+            right.clear()
+        if done % checkpoint_every == 0 and done < steps:
+            _store(checkpoint, run, done, weights, optimiser)
+
+    tuned = {name: tensor.detach() for name, tensor in weights.items()}
+    print(f"{evaluation.accuracy(suite, tuned, task):.2f} % of the test images of {task} right", flush=True)
+    if suite.name in MODELS:
+        _write_for_transformers(Path(output) / "transformers", tuned, head.shape[1])
+    write(
+        result, tuned, {"suite": suite.name, "task": task, "recipe": json.dumps(recipe), "run": run}
+    )  # last: complete
+    checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def _rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Return which of `count` images step number `step` sees: shuffled epochs, one after another, cut into batches.
+
+    They follow from the numbers alone, so that a resumed run needs no state of a random generator.
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    return np.array([_epoch(count, int(place) // count, seed)[place % count] for place in places])
+
+
+@lru_cache(maxsize=2)
+def _epoch(count: int, number: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, number]).permutation(count)
+
+
+def _store(path: Path, run: str, step: int, weights: Mapping[str, Tensor], optimiser: torch.optim.Adam) -> None:
+    """Write weights and Adam's moments; the rest of a run's state is the number of steps done."""
+    tensors = {f"weights {name}": tensor for name, tensor in weights.items()}
+    for name, tensor in weights.items():
+        tensors |= {f"{moment} {name}": optimiser.state[tensor][moment] for moment in MOMENTS}
+    write(path, tensors, {"run": run, "step": str(step)})
+
+
+def _resume(path: Path, run: str, weights: Mapping[str, Tensor], optimiser: torch.optim.Adam) -> int:
+    """Fill `weights` and `optimiser` with what `path` holds; return how many steps were done."""
+    step = int(_check_run(path, run)["step"])
+    stored = read(path)
+    state: dict[int, dict[str, Any]] = {}
+    with torch.no_grad():
+        for place, (name, tensor) in enumerate(weights.items()):
+            tensor.copy_(stored[f"weights {name}"])
+            state[place] = {moment: stored[f"{moment} {name}"] for moment in MOMENTS}
+            state[place]["step"] = torch.tensor(float(step))
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    print(f"Going on after step {step}, from {path}.", flush=True)
+    return step
+
+
+def _check_run(path: Path, run: str) -> Mapping[str, str]:
+    LazyWeights(path)  # says it in words if the file is damaged
+    with safe_open(path, framework="pt") as file:
+        metadata: Mapping[str, str] = file.metadata() or {}
+    if metadata.get("run") != run:
+        raise KitError(
+            f"{path} is of a run with another suite, task, recipe or seed. Delete it, or choose another output folder."
+        )
+    return metadata
+
+
+def _write_for_transformers(folder: Path, weights: Weights, projection: int) -> None:
+    from mergekit_lite.suites.clip.transformers_format import to_transformers
+
+    write(folder / "model.safetensors", to_transformers(weights), {"format": "pt"})  # transformers asks for this entry
+    with written_whole(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(transformers_config(weights, projection), indent=2) + "\n", encoding="utf-8")
+
+
+def transformers_config(weights: Mapping[str, Tensor], projection: int) -> dict[str, Any]:
+    """Return what transformers must know of one of OpenAI's encoders, read off its tensors; D is `projection`."""
+    width, patch = weights["conv1.weight"].shape[0], weights["conv1.weight"].shape[-1]
+    return {
+        "architectures": ["CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        "hidden_act": "quick_gelu",
+        "hidden_size": width,
+        "image_size": patch * math.isqrt(weights["positional_embedding"].shape[0] - 1),
+        "intermediate_size": weights["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        "num_attention_heads": width // 64,  # so in all of OpenAI's CLIPs
+        "num_hidden_layers": sum(name.endswith(".ln_1.weight") for name in weights),
+        "patch_size": patch,
+        "projection_dim": projection,
+    }

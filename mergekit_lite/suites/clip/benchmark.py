@@ -1,0 +1,101 @@
+"""The real benchmark: which models and data sets of the Hugging Face hub it is made of, read from `reference/`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+Key = Literal["b32", "b16", "l14"]
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """One CLIP of the papers.
+
+    Attributes:
+        name: of the suite.
+        title: for tables and figures.
+        key: of this model in `reference/tasks.json`.
+        architecture: open_clip's name. OpenAI trained with QuickGELU; plain GELU changes every accuracy in silence.
+        pretrained: open_clip's tag of the weights.
+        transformers: repository of the same weights in transformers' format, from which the experts were fine-tuned.
+    """
+
+    name: str
+    title: str
+    key: Key
+    architecture: str
+    pretrained: str
+    transformers: str
+
+
+MODELS: dict[str, ClipModel] = {
+    model.name: model
+    for model in (
+        ClipModel(
+            "clip-vit-b-32", "CLIP ViT-B/32", "b32", "ViT-B-32-quickgelu", "openai", "openai/clip-vit-base-patch32"
+        ),
+        ClipModel(
+            "clip-vit-b-16", "CLIP ViT-B/16", "b16", "ViT-B-16-quickgelu", "openai", "openai/clip-vit-base-patch16"
+        ),
+        ClipModel(
+            "clip-vit-l-14", "CLIP ViT-L/14", "l14", "ViT-L-14-quickgelu", "openai", "openai/clip-vit-large-patch14"
+        ),
+    )
+}
+"""Name of the suite -> model."""
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """One data set of the hub with its class names, prompts and experts, and what others measured with them.
+
+    Attributes:
+        dataset, config: id on the hub and configuration, if it has several.
+        train_split, test_split: names of the splits.
+        image_column, label_column: names of the columns.
+        test_images: size of the test split.
+        experts: key of a model -> repository of the encoder fine-tuned on this task.
+        accuracy: key of a model -> "pretrained" and "finetuned" top-1 accuracy in percent, as FusionBench printed it.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    config: str | None
+    train_split: str
+    test_split: str
+    image_column: str
+    label_column: str
+    test_images: int
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    experts: Mapping[str, str]
+    accuracy: Mapping[str, Mapping[str, float]]
+
+
+@cache
+def hub_tasks() -> Mapping[str, HubTask]:
+    """Return the twenty tasks by name, in the benchmark's order."""
+    with files("mergekit_lite").joinpath("reference/tasks.json").open(encoding="utf-8") as stream:
+        stored: list[dict[str, Any]] = json.load(stream)["tasks"]
+    return {
+        one["name"]: HubTask(
+            name=one["name"],
+            title=one["title"],
+            dataset=one["hf_dataset"],
+            config=one["hf_config"],
+            train_split=one["train_split"],
+            test_split=one["test_split"],
+            image_column=one["image_column"],
+            label_column=one["label_column"],
+            test_images=one["n_test"],
+            classnames=tuple(one["classnames"]),
+            templates=tuple(one["templates"]),
+            experts=one["checkpoints"],
+            accuracy=one["accuracy"],
+        )
+        for one in stored
+    }

@@ -1,0 +1,299 @@
+"""Decode once: the real images as uint8 in memory-mapped files, cut and scaled as open_clip does it.
+
+Worker processes decode chunks side by side. A ledger notes the hash of each finished chunk, so that an interrupted run
+goes on where it stopped and damage is found, and mended, chunk by chunk. Normalisation is left to the device.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from mergekit_lite.cache import cache_dir, content_hash, file_hash, locked, written_whole
+from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip.benchmark import HubTask
+from mergekit_lite.suites.clip.hub_data import check_room, labelled
+from mergekit_lite.suites.clip.labels import label_numbers
+from mergekit_lite.suites.clip.pixels import Work, decode_rows, handed_over, preprocessing
+from mergekit_lite.suites.clip.sources import Which, known_source, located
+from mergekit_lite.suites.suite import Split, Task, checked_split
+from mergekit_lite.workers import side_by_side
+
+if TYPE_CHECKING:  # optional, and takes seconds to import
+    import datasets
+
+TRAIN_IMAGES = 5000
+"""Training images that are kept a task, drawn without replacement with a fixed seed. Calibration takes some hundreds to
+a few thousand; all of them, near a million, would need some 140 GB. The test images are always complete."""
+
+TRAIN_VARIABLE = "MERGEKIT_LITE_TRAIN_IMAGES"
+"""Environment variable with another number of training images; 0 keeps all, for fine-tuning as the papers did."""
+
+TRAIN_SIZES = {
+    **{"sun397": 19850, "stanford-cars": 8144, "resisc45": 18900, "eurosat": 21600, "svhn": 73257, "gtsrb": 26640},
+    **{"mnist": 60000, "dtd": 3760, "oxford_flowers102": 1020, "pcam": 262144, "fer2013": 28709},
+    **{"oxford-iiit-pet": 3680, "stl10": 5000, "cifar100": 50000, "cifar10": 50000, "food101": 75750},
+    **{"fashion_mnist": 60000, "emnist_letters": 124800, "kmnist": 60000, "rendered-sst2": 6920},
+}
+"""Training images by the data sets' papers, to predict sizes until the split was decoded or its card says how many."""
+
+CHUNK = 512  # images: 77 MB at 224 pixels, some seconds of one core
+VERSION = 1  # of the pixels: raise it when the code below gives others
+QUIET = 5.0  # seconds between two lines of progress
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What is known of a finished cache: written last, it stands for images and labels.
+
+    Attributes:
+        commit: of the data set.
+        rows, side: number of images and their height and width in pixels.
+        chunks: SHA-256 of each chunk of CHUNK images, in order.
+        labels: hash of the file of labels.
+        changed: when the images were written, in nanoseconds; if it differs all is read and compared again.
+    """
+
+    dataset: str
+    split: str
+    commit: str
+    rows: int
+    side: int
+    chunks: list[str]
+    labels: str
+    changed: int
+
+    @property
+    def content(self) -> str:
+        """Hash of all pixels and labels."""
+        return content_hash([self.chunks, self.labels])
+
+
+def decoded_split(task: HubTask, which: Which, side: int, *, workers: int = 1, revision: str | None = None) -> Split:
+    """Return images (N, 3, side, side) uint8, memory-mapped, and labels (N,) of a split; decoded at first use.
+
+    Test images keep the data set's order; the training images are the first TRAIN_IMAGES of a fixed
+    shuffle.
+
+    Args:
+        task: of the benchmark.
+        which: "train" or "test".
+        side: height and width in pixels.
+        workers: processes that decode.
+        revision: branch, tag or commit of the data set; by default `main` as it was when it was first asked for here.
+
+    Raises:
+        KitError: no room, no connection, data that do not fit the class names, or an image that cannot be decoded.
+    """
+    images = _images_path(task, which, side, revision)
+    with locked(images):
+        if not _intact(images, deep=False):
+            _decode(task, which, side, revision, images, workers)
+    pixels, labels = np.load(images, mmap_mode="r"), np.load(_labels_path(images))
+    return checked_split(
+        Task(task.name, task.title, task.dataset, task.classnames, task.templates), side, pixels, labels
+    )
+
+
+def fingerprint(task: HubTask, which: Which, side: int, *, revision: str | None = None) -> str:
+    """Return a hash of all that the images depend on: the files by the hashes that the hub lists, and what is done.
+
+    If they are not known yet the hub is asked for them, but no image is downloaded. The commit is left out, since a new
+    line in a repository's README changes no image.
+
+    Raises:
+        KitError: the hashes are not known and the hub cannot be asked.
+    """
+    source = located(task, which, revision=revision)
+    drawn = [train_images(), "RandomState(0)"] if which == "train" else None
+    columns = [task.image_column, task.label_column]
+    files = [file.digest for file in source.files]
+    return content_hash([source.dataset, task.config, source.split, files, columns, side, drawn, VERSION])
+
+
+def decoded(task: HubTask, which: Which, side: int, *, revision: str | None = None) -> Decoded | None:
+    """Return what is known of a split's cache if it is complete, else None. Asks nobody and reads no image."""
+    if known_source(task, which, revision=revision) is None:
+        return None
+    images = _images_path(task, which, side, revision)
+    return _facts(images) if images.exists() else None
+
+
+def verified(task: HubTask, which: Which, side: int, *, revision: str | None = None) -> bool:
+    """Return whether a split's cache is complete and every byte of it is what was decoded: reads all of it."""
+    if decoded(task, which, side, revision=revision) is None:
+        return False
+    images = _images_path(task, which, side, revision)
+    with locked(images):
+        return _intact(images, deep=True)
+
+
+def sizes(task: HubTask) -> tuple[int, int]:
+    """Return how many training images are kept and how many test images there are."""
+    known = known_source(task, "train")
+    train = known.rows if known and known.rows else TRAIN_SIZES[task.name]
+    return min(train, train_images() or train), task.test_images
+
+
+def train_images() -> int:
+    """Return how many training images are kept a task; 0 is all.
+
+    Raises:
+        KitError: the environment variable is no such number.
+    """
+    chosen = os.environ.get(TRAIN_VARIABLE, str(TRAIN_IMAGES))
+    if not chosen.isdigit():
+        raise KitError(f"{TRAIN_VARIABLE} is '{chosen}'. Set it to a number of images a task, or to 0 for all.")
+    return int(chosen)
+
+
+def predicted_bytes(task: HubTask, which: Which, side: int) -> int:
+    """Return the size of a split's cache: three bytes a pixel and eight a label."""
+    return sizes(task)[which == "test"] * (3 * side * side + 8)
+
+
+def _images_path(task: HubTask, which: Which, side: int, revision: str | None) -> Path:
+    name = f"{task.name}-{which}-{side}-{fingerprint(task, which, side, revision=revision)}"
+    return cache_dir("images", "clip") / f"{name}.images.npy"
+
+
+def _labels_path(images: Path) -> Path:
+    return images.with_name(images.name.replace(".images.", ".labels."))
+
+
+def _facts_path(images: Path) -> Path:
+    return images.with_name(images.name.replace(".images.npy", ".json"))
+
+
+def _part_path(images: Path) -> Path:
+    return images.with_name(f".{images.name}.part")
+
+
+def _ledger_path(images: Path) -> Path:
+    return images.with_name(f".{images.name}.ledger")
+
+
+def _facts(images: Path) -> Decoded | None:
+    path = _facts_path(images)
+    return Decoded(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def _intact(images: Path, *, deep: bool) -> bool:
+    """Return whether the cache is complete and undamaged; if it is damaged prepare to decode what is, and say so.
+
+    All pixels are read only if `deep`, or if the file was written to since.
+    """
+    facts = _facts(images)
+    if facts is None or not images.exists():
+        return False
+    touched = images.stat().st_mtime_ns != facts.changed
+    right = _mapped(images, (facts.rows, 3, facts.side, facts.side)) is not None
+    if right and (deep or touched):
+        right = _chunk_hashes(images, range(len(facts.chunks))) == facts.chunks
+    labels = _labels_path(images)
+    if right and labels.exists() and file_hash(labels) == facts.labels:
+        if touched:
+            _write_facts(images, Decoded(**{**asdict(facts), "changed": images.stat().st_mtime_ns}))
+        return True
+    print(f"The cache {images.name} is damaged: what is wrong is decoded again.", flush=True)
+    _ledger_path(images).write_text("".join(f"{n} {digest}\n" for n, digest in enumerate(facts.chunks)))
+    _facts_path(images).unlink()
+    os.replace(images, _part_path(images))
+    return False
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):  # missing, empty, shorter than it says, or no such file at all
+        return None
+    return array if array.shape == shape and array.dtype == np.uint8 else None
+
+
+def _chunk_hashes(path: Path, chunks: Sequence[int]) -> list[str]:
+    array = np.load(path, mmap_mode="r")
+    return [hashlib.sha256(array[n * CHUNK : (n + 1) * CHUNK].data).hexdigest() for n in chunks]
+
+
+def _write_facts(images: Path, facts: Decoded) -> None:
+    with written_whole(_facts_path(images)) as temporary:
+        temporary.write_text(json.dumps(asdict(facts), indent=1), encoding="utf-8")
+
+
+def _decode(task: HubTask, which: Which, side: int, revision: str | None, images: Path, workers: int) -> None:
+    part = _part_path(images)
+    begun = part.stat().st_size if part.exists() else 0
+    check_room(images.parent, predicted_bytes(task, which, side) - begun, f"the images of '{task.name}', {which}")
+    arrow = cache_dir("arrow", "clip", images.name.removesuffix(".images.npy"))
+    dataset = labelled(task, which, revision=revision, folder=arrow)
+    order = np.arange(len(dataset))
+    if which == "train":  # numpy promises the same numbers from RandomState for ever, not from its newer generators
+        order = np.random.RandomState(0).permutation(len(dataset))[: train_images() or None]
+    elif len(dataset) != task.test_images:
+        print(f"{task.name}: {len(dataset)} test images, not {task.test_images} as in FusionBench.", flush=True)
+    hashes = _fill(task, which, side, dataset, order, images, workers)
+    with written_whole(_labels_path(images)) as temporary, temporary.open("wb") as stream:
+        np.save(stream, label_numbers(dataset, task)[order])
+    source = located(task, which, revision=revision)
+    facts = Decoded(
+        dataset=source.dataset,
+        split=source.split,
+        commit=source.commit,
+        rows=len(order),
+        side=side,
+        chunks=hashes,
+        labels=file_hash(_labels_path(images)),
+        changed=part.stat().st_mtime_ns,
+    )
+    _write_facts(images, facts)
+    os.replace(part, images)  # the last step: without this file the cache counts as unfinished
+    _ledger_path(images).unlink(missing_ok=True)
+    del dataset
+    shutil.rmtree(arrow, ignore_errors=True)  # the library's own copy is not needed any more
+
+
+def _fill(
+    task: HubTask,
+    which: Which,
+    side: int,
+    dataset: "datasets.Dataset",
+    order: NDArray[np.int64],
+    images: Path,
+    workers: int,
+) -> list[str]:
+    """Decode the chunks that are not there yet into the unfinished file, and return the hashes of all."""
+    part, ledger = _part_path(images), _ledger_path(images)
+    shape = (len(order), 3, side, side)
+    if _mapped(part, shape) is None:
+        ledger.unlink(missing_ok=True)
+        open_memmap(part, mode="w+", dtype=np.uint8, shape=shape).flush()
+    lines = [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    known = {int(line[0]): line[1] for line in lines if len(line) == 2}
+    there = [n for n, digest in sorted(known.items()) if _chunk_hashes(part, [n]) == [digest]]
+    hashes = {n: known[n] for n in there}
+    spans = {n: (n * CHUNK, min((n + 1) * CHUNK, len(order))) for n in range(-(-len(order) // CHUNK))}
+    missing = {span: n for n, span in spans.items() if n not in hashes}
+    begun = said = time.monotonic()
+    done = len(order) - sum(stop - start for start, stop in missing)
+    work = Work(task.name, dataset, order, part, preprocessing(side))
+    with ledger.open("a") as book:
+        for span, outcome in side_by_side(partial(handed_over, work), decode_rows, list(missing), workers):
+            n = missing[span]
+            hashes[n] = outcome()
+            book.write(f"{n} {hashes[n]}\n")
+            book.flush()
+            done += span[1] - span[0]
+            if done == len(order) or time.monotonic() - said > QUIET:
+                said = time.monotonic()
+                print(f"{task.name}, {which}: {done} of {len(order)} images, {said - begun:.0f} s", flush=True)
+    return [hashes[n] for n in sorted(hashes)]

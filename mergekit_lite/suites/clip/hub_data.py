@@ -1,0 +1,146 @@
+"""The real data sets: downloaded, checked, and brought to two columns, `image` and `label`.
+
+The `datasets` library reads id, configuration and split; the files come through huggingface_hub, of the wanted split
+alone (the library would download all splits, the corrupted copies too), checked against the hashes the hub announces.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit_lite.cache import VARIABLE, cache_dir
+from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip.benchmark import HubTask
+from mergekit_lite.suites.clip.labels import check_labels, label_numbers, two_columns
+from mergekit_lite.suites.clip.sources import HubFile, Source, Which, asked, located, quiet, the_library
+
+if TYPE_CHECKING:  # optional, and takes seconds to import
+    import datasets
+
+
+def downloaded(task: HubTask, source: Source) -> list[Path]:
+    """Return the split's files on this machine, downloaded if need be; what was begun earlier is gone on with.
+
+    Raises:
+        KitError: no room, no connection, or a file that is not what the hub announced; that file is removed.
+    """
+    from huggingface_hub import hf_hub_download
+
+    from mergekit_lite.suites.clip.hub import _bars_in_a_terminal_only
+
+    missing = sum(file.bytes for file in source.files if not is_downloaded(source, file))
+    if missing:
+        check_room(hub_cache(), missing, f"downloading {task.dataset}, split {source.split}")
+        print(f"{task.name}, {source.split}: downloading {missing / 1e9:.2f} GB of {source.dataset}.", flush=True)
+    paths = []
+    for file in source.files:
+
+        def download(name: str = file.path) -> str:
+            with _bars_in_a_terminal_only():
+                return hf_hub_download(source.dataset, name, repo_type="dataset", revision=source.commit)
+
+        path = Path(asked(f"{file.path} of the data set {task.dataset}", download))
+        if file_digest(path, len(file.digest)) != file.digest:
+            path.resolve().unlink(missing_ok=True)  # the content, which may be shared by several commits
+            path.unlink(missing_ok=True)
+            raise KitError(
+                f"Task '{task.name}': {file.path} of the data set {task.dataset} came with another content than the "
+                f"hub announces ({file.digest[:16]}...). It was removed: run the same again to download it anew."
+            )
+        paths.append(path)
+    return paths
+
+
+def hub_cache() -> Path:
+    """Return the folder in which huggingface_hub keeps downloads."""
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def is_downloaded(source: Source, file: HubFile) -> bool:
+    """Return whether a file is there, without asking the hub and without looking into it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.dataset, file.path, revision=source.commit, repo_type="dataset")
+    return isinstance(found, str)
+
+
+def file_digest(path: Path, digits: int) -> str:
+    """Return the SHA-256 of a file (64 digits), or the SHA-1 that git gives it as a blob (40 digits)."""
+    with path.open("rb") as stream:
+        if digits == 64:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        while part := stream.read(1 << 20):
+            blob.update(part)
+        return blob.hexdigest()
+
+
+def labelled(
+    task: HubTask, which: Which, *, revision: str | None = None, folder: Path | None = None
+) -> "datasets.Dataset":
+    """Return a split with the columns `image` (decoded when looked at) and `label`, checked against the class names.
+
+    Args:
+        task: of the benchmark.
+        which: "train" or "test".
+        revision: branch, tag or commit; by default `main` as it was when it was first asked for here.
+        folder: where the library may write its own copy of the data, as large as the download; by default in the cache.
+
+    Raises:
+        KitError: `datasets` is not installed; the hub cannot be reached; columns, number of classes or the order of
+            labels are not what `reference/tasks.json` says.
+    """
+    library = the_library()
+    source = located(task, which, revision=revision)
+    paths = downloaded(task, source)
+    folder = folder or cache_dir("arrow", "clip")
+    check_room(folder, source.bytes, f"reading {task.dataset}, split {source.split}")
+    where = f"the data set {source.dataset}, split {source.split}, commit {source.commit[:12]}"
+    try:
+        with quiet():
+            dataset = library.load_dataset(
+                source.kind,
+                data_files={source.split: [str(path) for path in paths]},
+                split=source.split,
+                features=_features(source, paths[0]),
+                cache_dir=str(folder),
+            )
+    except (library.exceptions.DatasetsError, ValueError, OSError) as error:  # pyarrow's errors are among these
+        raise KitError(
+            f"Task '{task.name}': {where} cannot be read: {str(error.__cause__ or error)[:200]}. "
+            f"Choose another revision of the data set."
+        ) from error
+    dataset = two_columns(dataset, task, where)
+    check_labels(task, where, dataset.features["label"], label_numbers(dataset, task, where))
+    if not isinstance(dataset.features["image"], library.Image):  # bytes and path without the note that says so
+        dataset = dataset.cast_column("image", library.Image())
+    return dataset
+
+
+def _features(source: Source, first: Path) -> "datasets.Features | None":
+    """Return the column types of the data set's card, unless the card is of another version than the files."""
+    from pyarrow.parquet import read_schema
+
+    if source.features is None or (source.kind == "parquet" and set(read_schema(first).names) != set(source.features)):
+        return None
+    return the_library().Features.from_dict(source.features)
+
+
+def check_room(folder: Path, wanted: int, what: str) -> None:
+    """Check that `wanted` bytes fit on the disk of `folder`.
+
+    Raises:
+        KitError: they do not.
+    """
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise KitError(
+            f"There is no room for {what}: it takes {wanted / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free, "
+            f"{(wanted - free) / 1e9:.2f} GB too few. Choose fewer tasks, or set {VARIABLE} (decoded images) or "
+            f"HF_HOME (downloads) to a folder on a larger disk."
+        )

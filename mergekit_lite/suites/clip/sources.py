@@ -1,0 +1,204 @@
+"""Where the real data sets lie on the hub: asked once, then kept, so that the data stay what they are."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, locked, written_whole
+from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip.benchmark import HubTask
+
+Which = Literal["train", "test"]
+WHICH: tuple[Which, ...] = ("train", "test")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a data set; `digest` is a SHA-256 (64 digits) if the hub keeps it apart, else git's name of it (40)."""
+
+    path: str
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one split lies on the hub.
+
+    Attributes:
+        commit: of the repository. Once found it is kept, so that the data stay the same when the hub moves on.
+        kind: of the files, as the `datasets` library calls it: "parquet" or "webdataset".
+        features: column types as the data set's card has them, if it has them.
+        rows: number of images, if the card says so.
+    """
+
+    dataset: str
+    split: str
+    commit: str
+    kind: str
+    files: tuple[HubFile, ...]
+    features: dict[str, Any] | None
+    rows: int | None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the download."""
+        return sum(file.bytes for file in self.files)
+
+
+def split_name(task: HubTask, which: Which) -> str:
+    """Return the data set's own name of a split."""
+    return task.train_split if which == "train" else task.test_split
+
+
+def located(task: HubTask, which: Which, *, revision: str | None = None) -> Source:
+    """Return where a split lies. The hub is asked once; its answer is kept and pins the commit from then on.
+
+    Args:
+        task: of the benchmark.
+        which: "train" or "test".
+        revision: branch, tag or commit; by default `main` as it was when this was first asked here.
+
+    Raises:
+        KitError: the hub cannot be reached, or has no such data set, configuration, revision or split.
+    """
+    path = _path(task, split_name(task, which), revision)
+    with locked(path):
+        source = known_source(task, which, revision=revision)
+        if source is None:
+            # Both splits are asked for, so that they are of one commit whenever each of them is wanted.
+            for split, found in _ask(task, which, revision).items():
+                if not _path(task, split, revision).exists():
+                    with written_whole(_path(task, split, revision)) as temporary:
+                        temporary.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
+            source = known_source(task, which, revision=revision)
+    assert source is not None
+    return source
+
+
+def known_source(task: HubTask, which: Which, *, revision: str | None = None) -> Source | None:
+    """Return what `located` found earlier, or None; nothing is asked of the hub."""
+    path = _path(task, split_name(task, which), revision)
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return Source(**{**stored, "files": tuple(HubFile(**file) for file in stored["files"])})
+
+
+def _path(task: HubTask, split: str, revision: str | None) -> Path:
+    key = content_hash([task.dataset, task.config, split, revision])
+    return cache_dir("sources", "clip") / f"{task.name}-{split}-{key}.json"
+
+
+def _ask(task: HubTask, which: Which, revision: str | None) -> dict[str, Source]:
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.hf_api import RepoFile
+
+    what = f"the data set {task.dataset}"
+    if constants.HF_HUB_OFFLINE:
+        raise KitError(
+            f"Task '{task.name}': {what} was not fetched, and HF_HUB_OFFLINE forbids to ask for it. "
+            f"Run `mergekit-lite fetch SUITE --tasks {task.name}` where there is a network, with the same {VARIABLE}."
+        )
+    api = HfApi()
+    # The commit first: given `main`, the library would also ask another server for facts that it does not need.
+    commit = asked(what, lambda: api.dataset_info(task.dataset, revision=revision).sha or "")
+    wanted = [split_name(task, one) for one in WHICH]
+    builder = _builder(task, commit, what, None)
+    if _kind(builder) == "text":
+        # WebDataset folders hold a text file beside the archives. With one archive each there are as many of either,
+        # and the library takes the texts for the data.
+        builder = _builder(task, commit, what, {split: f"{split}/*.tar" for split in wanted})
+    paths = {
+        str(split): [str(url).partition(f"@{commit}/")[2] for url in urls]
+        for split, urls in builder.config.data_files.items()
+    }
+    if split_name(task, which) not in paths:
+        raise KitError(
+            f"Task '{task.name}': the data set {task.dataset} at commit {commit[:12]} has no split "
+            f"'{split_name(task, which)}', but {', '.join(paths)}. Choose another revision of it."
+        )
+    splits = [split for split in wanted if split in paths]
+    listed = [path for split in splits for path in paths[split]]
+    infos = asked(what, lambda: api.get_paths_info(task.dataset, listed, revision=commit, repo_type="dataset"))
+    files = {
+        info.path: HubFile(info.path, info.size, info.lfs.sha256 if info.lfs else info.blob_id)
+        for info in infos
+        if isinstance(info, RepoFile)
+    }
+    rows = builder.info.splits or {}
+    return {
+        split: Source(
+            dataset=task.dataset,
+            split=split,
+            commit=commit,
+            kind=_kind(builder),
+            files=tuple(files[path] for path in paths[split]),
+            features=builder.info.features.to_dict() if builder.info.features else None,
+            rows=rows[split].num_examples if split in rows else None,
+        )
+        for split in splits
+    }
+
+
+def _builder(task: HubTask, commit: str, what: str, files: dict[str, str] | None) -> Any:
+    library = the_library()
+    with tempfile.TemporaryDirectory(dir=cache_dir("arrow", "clip")) as folder, quiet():
+
+        def find() -> Any:
+            return library.load_dataset_builder(
+                task.dataset, task.config, data_files=files, revision=commit, cache_dir=folder
+            )
+
+        return asked(what, find)
+
+
+def _kind(builder: Any) -> str:
+    return type(builder).__module__.rpartition(".")[2]
+
+
+def asked(what: str, call: Callable[[], Result]) -> Result:
+    """Return what `call` gets from the hub; in trouble it is repeated, and then explained as about `what`.
+
+    Raises:
+        KitError: the call failed.
+    """
+    from mergekit_lite.suites.clip.hub import explained, retried  # imports huggingface_hub
+
+    try:
+        return retried(call)
+    except Exception as error:  # of three libraries, each with its own kinds
+        raise explained(error, what) from error
+
+
+def the_library() -> Any:
+    """Return the `datasets` library, which is optional and takes seconds to import.
+
+    Raises:
+        KitError: it is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise KitError(
+            "The real data sets need the `datasets` library. Install it: `pip install 'mergekit-lite[real]'`."
+        ) from error
+    return datasets
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Switch off the library's progress bars, of which there would be several a split."""
+    library = the_library()
+    shown = library.is_progress_bar_enabled()
+    library.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            library.enable_progress_bars()

@@ -1,0 +1,458 @@
+"""The papers' suite with a tiny CLIP, the check of its experts, and files of a hub that is a server on this machine."""
+
+import errno
+import hashlib
+import json
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import fakes
+import numpy as np
+import open_clip
+import pytest
+import torch
+from huggingface_hub import constants
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from mergekit_lite import evaluation, study
+from mergekit_lite.cache import content_hash, file_hash
+from mergekit_lite.errors import KitError
+from mergekit_lite.evaluation import accuracy
+from mergekit_lite.methods import task_arithmetic
+from mergekit_lite.study import Cell
+from mergekit_lite.suites import SUITES, clip, load_suite
+from mergekit_lite.suites.clip import ClipSuite, check, decoded, hub
+from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, hub_tasks
+from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
+from mergekit_lite.suites.suite import Split
+from mergekit_lite.weights import LazyWeights, write
+
+TINY = ClipModel("clip-tiny", "CLIP tiny", "b32", "mergekit-lite-test-quickgelu", "openai", "nobody/tiny")
+CONFIG = {
+    "embed_dim": 16,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 1},
+}
+TASKS = ("mnist", "eurosat")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Repository -> its one file: a tiny CLIP in open_clip's format and experts in transformers' format."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / f"{TINY.architecture}.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(0)
+    model = open_clip.create_model(TINY.architecture)
+    write(folder / "base.safetensors", model.state_dict())
+    paths = {"nobody/base": folder / "base.safetensors"}
+    for task in TASKS:
+        weights = {name: value.detach() for name, value in model.visual.named_parameters() if name != "proj"}
+        expert = {name: value + 0.05 * torch.randn_like(value) for name, value in weights.items()}
+        path = paths[hub_tasks()[task].experts["b32"]] = folder / f"{task}.safetensors"
+        write(path, to_transformers(expert))
+    return paths
+
+
+@pytest.fixture
+def suite(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cache: Path) -> ClipSuite:
+    """The tiny suite: what comes from the hub lies in `files`, images are noise."""
+
+    def split(task: Any, which: str, side: int, *, workers: int = 1) -> Split:
+        rng = np.random.default_rng([len(task.name), which == "test"])
+        labels = rng.integers(len(task.classnames), size=60)
+        return Split(rng.integers(256, size=(60, 3, side, side), dtype=np.uint8), labels)
+
+    def source(repo: str, filename: str, revision: str = "main") -> hub.Source:
+        return hub.Source(repo, filename, "c" * 40, file_hash(files[repo]))
+
+    monkeypatch.setattr(hub, "downloaded", lambda repo, filename, revision="main": files[repo])
+    monkeypatch.setattr(hub, "source", source)
+    monkeypatch.setattr(decoded, "decoded_split", split)
+    monkeypatch.setattr(decoded, "fingerprint", lambda task, which, side: f"{task.name}-{which}-{side}")
+    monkeypatch.setattr(clip, "base_file", lambda model: ("nobody/base", "open_clip_model.safetensors"))
+    monkeypatch.delenv(check.VARIABLE, raising=False)
+    return ClipSuite(TINY, torch.device("cpu"))
+
+
+def reference(files: dict[str, Path]) -> Any:
+    return open_clip.create_model(TINY.architecture, pretrained=str(files["nobody/base"])).eval()
+
+
+def promise(suite: ClipSuite, **published: float) -> None:
+    """Let the accuracies published for the experts be these."""
+    suite.entries = {
+        name: replace(entry, accuracy={"b32": {"finetuned": published.get(name, 0.0)}})
+        for name, entry in suite.entries.items()
+    }
+
+
+def test_the_papers_three_models_are_registered_with_quickgelu_and_weights_on_the_hub() -> None:
+    assert set(MODELS) < set(SUITES)
+    for model in MODELS.values():
+        assert open_clip.get_model_config(model.architecture)["quick_gelu"] is True
+        assert open_clip.get_pretrained_cfg(model.architecture, model.pretrained)["quick_gelu"] is True
+        repo, filename = clip.base_file(model)
+        assert repo.startswith("timm/vit_")
+        assert repo.endswith(".openai")
+        assert filename == "open_clip_model.safetensors"
+        assert clip.expert_file(model, hub_tasks()["dtd"])[0].startswith("tanganke/clip-vit-")
+
+
+def test_a_suite_is_loaded_by_name(suite: ClipSuite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "clip-vit-b-32", replace(TINY, name="clip-vit-b-32"))
+    loaded = load_suite("clip-vit-b-32", "cpu")
+    assert (loaded.name, list(loaded.tasks)) == ("clip-vit-b-32", list(hub_tasks()))
+    assert loaded.names("twenty") == tuple(hub_tasks())
+    again = pickle.loads(pickle.dumps(suite.loader))()
+    assert again.name == suite.name
+
+
+def test_the_base_is_open_clips_without_its_projection(suite: ClipSuite, files: dict[str, Path]) -> None:
+    expected = dict(reference(files).visual.named_parameters())
+    assert set(suite.base) == set(expected) - {"proj"}
+    assert all(torch.equal(value, expected[name]) for name, value in suite.base.items())
+
+
+def test_features_are_open_clips_own_with_quickgelu(suite: ClipSuite, files: dict[str, Path]) -> None:
+    model = reference(files)
+    images = torch.from_numpy(suite.split("mnist", "test").images[:4])
+    mean, std = (torch.tensor(one)[:, None, None] for one in (constants_of_clip()))
+    inputs = (images.float() / 255 - mean) / std
+    with torch.no_grad():
+        assert torch.allclose(suite.encode(suite.base, images), model.encode_image(inputs, normalize=True), atol=1e-6)
+        plain = open_clip.CLIP(**{**CONFIG, "quick_gelu": False}).eval()
+        plain.load_state_dict(model.state_dict())
+        assert not torch.allclose(
+            suite.encode(suite.base, images), plain.encode_image(inputs, normalize=True), atol=1e-6
+        )
+
+
+def constants_of_clip() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def test_heads_are_open_clips_zero_shot_classifiers(suite: ClipSuite, files: dict[str, Path]) -> None:
+    model, task = reference(files), hub_tasks()["eurosat"]
+    tokenizer = open_clip.get_tokenizer(TINY.architecture)
+    columns = open_clip.build_zero_shot_classifier(model, tokenizer, task.classnames, task.templates)
+    assert torch.allclose(suite.heads["eurosat"], columns.T * model.logit_scale.exp(), atol=1e-5)
+
+
+def test_experts_are_read_lazily_and_can_be_merged(suite: ClipSuite) -> None:
+    assert isinstance(suite.experts["mnist"], TransformersWeights)
+    merged = task_arithmetic(suite.base, {task: suite.experts[task] for task in TASKS}).for_task("mnist")
+    expected = {
+        name: start + 0.3 * sum(suite.experts[task][name] - start for task in TASKS)
+        for name, start in suite.base.items()
+    }
+    assert all(torch.allclose(merged[name], value, atol=1e-6) for name, value in expected.items())
+    assert 0 <= accuracy(suite, merged, "mnist") <= 100
+
+
+def test_a_study_runs_on_it_and_is_not_computed_twice(suite: ClipSuite, tmp_path: Path) -> None:
+    promise(suite, **{task: accuracy(suite, suite.experts[task], task) for task in TASKS})
+    cells = [
+        Cell(method="task_arithmetic", pool=TASKS, evaluate=("mnist",)),
+        Cell(method="layer_wise_adamerging", parameters={"steps": 2, "images_per_task": 4}, pool=TASKS, evaluate=TASKS),
+    ]
+    records = study.run(suite, cells, workers=1, folder=tmp_path)
+    assert [list(record.accuracy) for record in records] == [["mnist"], list(TASKS)]
+    assert records[0].provenance.suite["base"] == hub.source("nobody/base", "").sha256
+    assert study.run(suite, cells, workers=1, folder=tmp_path) == records
+
+
+def test_one_set_of_experts_exists(suite: ClipSuite) -> None:
+    with pytest.raises(KitError, match="has one set of experts"):
+        suite.with_expert_seed(1)
+
+
+def test_half_precision_is_inside_the_encoder_only(suite: ClipSuite) -> None:
+    """As on a GPU: features and gradients are float32, and what calibration looks at is exact."""
+    images = torch.from_numpy(suite.split("mnist", "test").images[:8])
+    exact = suite.encode(suite.base, images)
+    inputs = suite.layer_inputs(suite.base, images)
+    suite._half = True
+    weights = {name: value.clone().requires_grad_() for name, value in suite.base.items()}
+    features = suite.encode(weights, images)
+    assert features.dtype == torch.float32
+    assert 0 < (features - exact).abs().max() < 0.03
+    assert torch.allclose(features.norm(dim=1), torch.ones(8))
+    gradients = torch.autograd.grad((features @ torch.randn(16)).sum(), list(weights.values()))
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    assert all(torch.equal(value, inputs[name]) for name, value in suite.layer_inputs(suite.base, images).items())
+    assert suite._half
+
+
+def test_the_fingerprint_follows_the_files(
+    suite: ClipSuite, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = suite.fingerprint(TASKS, ["mnist"])
+    assert before == suite.fingerprint(TASKS, ["mnist"])
+    content_hash(before)  # is plain JSON
+    other = tmp_path / "other.safetensors"
+    write(other, to_transformers(suite.base))
+    monkeypatch.setitem(files, hub_tasks()["eurosat"].experts["b32"], other)
+    after = suite.fingerprint(TASKS, ["mnist"])
+    assert {name for name in before if before[name] != after[name]} == {"experts"}
+    assert before["experts"]["mnist"] == after["experts"]["mnist"]
+    assert suite.sources(["mnist"]) == {
+        "base": f"nobody/base@{'c' * 40}/open_clip_model.safetensors",
+        "mnist": f"tanganke/clip-vit-base-patch32_mnist@{'c' * 40}/model.safetensors",
+    }
+
+
+def test_experts_that_are_what_they_should_be_pass_and_are_measured_once(
+    suite: ClipSuite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = {task: accuracy(suite, suite.experts[task], task) for task in TASKS}
+    promise(suite, mnist=true["mnist"] + 0.5, eurosat=true["eurosat"] - 0.5)
+    suite.prepare(TASKS, workers=1)
+    assert f"Expert mnist on its own task: {true['mnist']:.2f} %, published" in capsys.readouterr().out
+    monkeypatch.setattr(evaluation, "accuracy", lambda *args: pytest.fail("measured again"))
+    found = check.check_experts(suite, TASKS)
+    assert [one.task for one in found] == list(TASKS)
+    assert [one.difference for one in found] == [-0.5, 0.5]
+
+
+def test_a_wrong_expert_is_refused_with_the_numbers_unless_told_to_go_on(
+    suite: ClipSuite, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    true = {task: accuracy(suite, suite.experts[task], task) for task in TASKS}
+    promise(suite, mnist=true["mnist"], eurosat=99.07)
+    with pytest.raises(KitError) as told:
+        suite.prepare(TASKS, workers=1)
+    words = str(told.value)
+    assert "1 of 2 experts of CLIP tiny are more than 0.5 points away" in words
+    assert (
+        f"eurosat: measured {true['eurosat']:.2f} %, expected 99.07 %, difference {true['eurosat'] - 99.07:+.2f}"
+        in words
+    )
+    assert "(tanganke/clip-vit-base-patch32_eurosat on tanganke/eurosat, split test)" in words
+    assert "mnist:" not in words
+    for advice in ("the checkpoint of another task", "mergekit-lite fetch clip-tiny", f"set {check.VARIABLE}=1"):
+        assert advice in words
+    assert len(check.check_experts(suite, TASKS, tolerance=100)) == 2
+    monkeypatch.setenv(check.VARIABLE, "1")
+    suite.prepare(TASKS, workers=1)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_fitting", {})
+    suite = fakes.FakeSuite()
+    expected = accuracy(cast(Any, suite), suite.base, "digits")
+    sizes: list[int] = []
+    encode = suite.encode
+
+    def limited(weights: Any, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(weights, images)
+
+    monkeypatch.setattr(suite, "encode", limited)
+    assert accuracy(cast(Any, suite), suite.base, "digits") == expected
+    assert sizes == [40, 40, 31, 15, *[7] * 5, 5]
+    sizes.clear()
+    accuracy(cast(Any, suite), suite.base, "signs")
+    assert sizes == [7] * 5 + [5]
+
+
+def test_an_expert_in_a_file_is_read_once_not_once_per_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = fakes.FakeSuite()
+    write(tmp_path / "expert.safetensors", suite.base)
+    lazy, read = LazyWeights(tmp_path / "expert.safetensors"), []
+    get = LazyWeights.__getitem__
+
+    def noted(self: LazyWeights, name: str) -> torch.Tensor:
+        read.append(name)
+        return get(self, name)
+
+    monkeypatch.setattr(LazyWeights, "__getitem__", noted)
+    accuracy(cast(Any, suite), lazy, "digits", batch_size=10)
+    assert sorted(read) == sorted(suite.base)
+
+
+def test_no_memory_for_one_image_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_fitting", {})
+    suite = fakes.FakeSuite()
+
+    def full(weights: Any, images: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(suite, "encode", full)
+    with pytest.raises(KitError, match=r"not enough memory on 'cpu' for a single image of fake. End what else runs"):
+        accuracy(cast(Any, suite), suite.base, "digits")
+
+
+# Files of the hub.
+
+REPO, NAME, COMMIT = "someone/expert", "model.safetensors", "0123456789abcdef" * 2 + "01234567"
+BYTES = b"weights" * 1000
+SHA256 = hashlib.sha256(BYTES).hexdigest()
+
+
+class Hub(SimpleNamespace):
+    """What the server on this machine answers: `statuses` are used up one by one, then comes the file."""
+
+    statuses: list[tuple[int, dict[str, str]]]
+    content: bytes
+    asked: list[str]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    state = Hub(statuses=[], content=BYTES, asked=[])
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            if REPO not in self.path:  # huggingface_hub has some questions of its own
+                return self.send_error(404)
+            state.asked.append(f"{self.command} {self.path}")
+            status, headers = state.statuses.pop(0) if state.statuses else (200, {})
+            self.send_response(status)
+            length = len(BYTES) if status == 200 else 0
+            facts = {"X-Repo-Commit": COMMIT, "ETag": f'"{SHA256}"', "Content-Length": str(length)}
+            for name, value in {**facts, **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if status == 200 and self.command == "GET":
+                self.wfile.write(state.content)
+
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True).start()
+    address = f"http://127.0.0.1:{served.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    hub._announced.cache_clear()
+    yield state
+    served.shutdown()
+    served.server_close()
+
+
+def test_a_file_is_fetched_once_and_known_by_commit_and_hash(server: Hub, capfd: pytest.CaptureFixture[str]) -> None:
+    announced = hub.source(REPO, NAME)
+    assert announced == hub.Source(REPO, NAME, COMMIT, SHA256)
+    assert server.asked == [f"HEAD /{REPO}/resolve/main/{NAME}"]  # nothing was fetched for it
+    path = hub.downloaded(REPO, NAME)
+    assert path.read_bytes() == BYTES
+    server.asked.clear()
+    assert hub.downloaded(REPO, NAME) == path
+    told = capfd.readouterr()
+    assert told.out == f"Fetching {REPO}/{NAME}.\n"
+    assert "%" not in told.err  # no bar where there is no terminal
+    assert hub.source(REPO, NAME) == announced
+    assert not server.asked
+    assert str(announced) == f"{REPO}@{COMMIT}/{NAME}"
+
+
+def test_a_damaged_file_is_deleted_and_can_be_fetched_again(server: Hub) -> None:
+    server.content = b"WEIGHTS" * 1000
+    with pytest.raises(
+        KitError, match=r"someone/expert/model.safetensors \(revision main\) arrived damaged: its SHA-256"
+    ):
+        hub.downloaded(REPO, NAME)
+    server.content = BYTES
+    assert hub.downloaded(REPO, NAME).read_bytes() == BYTES
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (401, {"X-Error-Code": "RepoNotFound"}, "no such repository, or it is private. Check the name"),
+        (404, {"X-Error-Code": "EntryNotFound"}, r"has no such file \(404\). Look at its files on the hub"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, "no such revision. Check the revision on the hub, or use `main`"),
+        (
+            403,
+            {"X-Error-Code": "GatedRepo"},
+            "it is gated: .* Ask for access on its page of the hub, then set HF_TOKEN",
+        ),
+        (403, {}, r"the hub refused it \(403\). Set HF_TOKEN to a valid token"),
+        (429, {}, r"limit of requests is reached \(429\). Wait some minutes and run `mergekit-lite fetch SUITE`"),
+        (503, {}, r"the hub has trouble \(503\). Look at status.huggingface.co, then run"),
+    ],
+)
+def test_what_the_hub_answers_is_explained(server: Hub, status: int, headers: dict[str, str], words: str) -> None:
+    server.statuses = [(status, headers)] * 1000
+    with pytest.raises(KitError, match=rf"^someone/expert/model.safetensors \(revision main\) could not be .*{words}"):
+        hub.downloaded(REPO, NAME)
+
+
+def test_rate_limits_and_server_errors_pass(server: Hub) -> None:
+    server.statuses = [(503, {}), (429, {}), (200, {}), (500, {})]  # the last one to the download itself
+    assert hub.downloaded(REPO, NAME).read_bytes() == BYTES
+
+
+def test_a_hub_that_does_not_answer_is_explained(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    for call in (hub.downloaded, hub.source):
+        with pytest.raises(KitError, match=r"does not answer. Look at the network and proxy, or set HF_ENDPOINT"):
+            call(REPO, NAME)
+
+
+def test_an_answer_that_is_not_the_hubs_is_explained(server: Hub) -> None:
+    server.statuses = [(200, {"X-Repo-Commit": ""})] * 10
+    with pytest.raises(KitError, match=r"lacks the commit and hash .* Unset HF_ENDPOINT"):
+        hub.source(REPO, NAME)
+
+
+def test_trouble_on_this_machine_is_explained() -> None:
+    cases = [
+        (
+            OfflineModeIsEnabled("offline"),
+            r"HF_HUB_OFFLINE is set\). Unset HF_HUB_OFFLINE and run `mergekit-lite fetch",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "is full. Free some space or set HF_HOME to another disk"),
+        (PermissionError(errno.EACCES, "Permission denied"), "cannot be written to. Make it writable or set HF_HOME"),
+        (OSError("Consistency check failed: file should be of size 3"), "arrived incomplete. Look at the network"),
+        (RuntimeError("odd."), "RuntimeError: odd. If this may pass"),
+    ]
+    for error, words in cases:
+        with pytest.raises(KitError, match=f"the images could not be fetched: .*{words}"):
+            raise hub.explained(error, "the images")
+    mine = KitError("said already")
+    assert hub.explained(mine, "the images") is mine
+
+
+def test_pauses_grow_and_respect_what_the_hub_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+
+    class Busy(Exception):
+        def __init__(self, status: int, **headers: str) -> None:
+            self.response = SimpleNamespace(status_code=status, headers=headers)
+
+    outcomes: list[Any] = [Busy(500), Busy(429, **{"Retry-After": "60"}), Busy(503), "done"]
+
+    def call() -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return str(outcome)
+
+    assert hub.retried(call) == "done"
+    assert waited == [2, 60, 30]
+    outcomes[:] = [Busy(404), "never"]
+    with pytest.raises(Busy):
+        hub.retried(call)

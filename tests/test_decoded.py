@@ -1,0 +1,258 @@
+"""Decoding once: the same pixels as open_clip's, kept in memory-mapped files that resume, and tell when damaged."""
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loopback_data import connect, named, picture, put_data, table
+from loopback_hub import LoopbackHub, loopback_hub
+from PIL import Image
+
+from mergekit_lite.cache import cache_dir
+from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip import decoded, hub_data, pixels
+from mergekit_lite.suites.clip.benchmark import HubTask, hub_tasks
+
+pytest.importorskip("datasets")
+SIDE = 32
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+    with loopback_hub() as served:
+        connect(served, monkeypatch, tmp_path)
+        monkeypatch.setattr(decoded, "CHUNK", 8)
+        put_data(served, "mnist")
+        yield served
+
+
+@pytest.fixture
+def mnist() -> HubTask:
+    return replace(hub_tasks()["mnist"], test_images=20)
+
+
+def decoding(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]:
+    """Note which chunks are decoded from now on, and be interrupted at one of them."""
+    chunks: list[int] = []
+    usual = pixels.decode_rows
+
+    def watched(work: pixels.Work, rows: tuple[int, int]) -> str:
+        if rows[0] // 8 == stop_at:
+            raise KeyboardInterrupt
+        chunks.append(rows[0] // 8)
+        return usual(work, rows)
+
+    monkeypatch.setattr(decoded, "decode_rows", watched)
+    return chunks
+
+
+def files(suffix: str) -> list[Path]:
+    return sorted(path for path in cache_dir("images", "clip").iterdir() if path.name.endswith(suffix))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "RGBA", "P", "CMYK", "LA"])
+@pytest.mark.parametrize("size", [(300, 240), (25, 31), (224, 224), (500, 333)])
+def test_pixels_are_open_clips_own_bit_for_bit(mode: str, size: tuple[int, int]) -> None:
+    from open_clip import image_transform
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    rng = np.random.default_rng(size[0])
+    image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(mode)
+    found = pixels.preprocessing(224)(image)
+    assert found.dtype == np.uint8
+    assert found.shape == (3, 224, 224)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    normalised = (torch.tensor(found).float() / 255 - mean) / std  # as `Suite` does it on the device
+    transform = image_transform(224, is_train=False)
+    assert torch.equal(normalised, transform(image.convert("RGB")))
+    if mode in ("RGB", "L"):
+        assert torch.equal(normalised, transform(image))
+
+
+@pytest.mark.usefixtures("hub")
+def test_test_images_keep_their_order_and_training_images_are_a_fixed_draw(
+    mnist: HubTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(decoded.TRAIN_VARIABLE, "6")
+    test, train = (decoded.decoded_split(mnist, which, SIDE) for which in ("test", "train"))
+    assert test.images.shape == (20, 3, SIDE, SIDE)
+    assert isinstance(test.images, np.memmap)
+    assert test.labels.tolist() == [*range(10)] * 2
+    dataset = hub_data.labelled(mnist, "test")
+    for place in (0, 7, 8, 19):
+        assert np.array_equal(test.images[place], pixels.preprocessing(SIDE)(dataset[place]["image"]))
+    order = np.random.RandomState(0).permutation(10)[:6]
+    assert train.labels.tolist() == [9 - place for place in order]
+
+
+def test_a_second_reading_asks_nobody_and_decodes_nothing(
+    hub: LoopbackHub, mnist: HubTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = decoded.decoded_split(mnist, "test", SIDE)
+    assert not list(cache_dir("arrow", "clip").iterdir())  # the library's copy is not kept
+    hub.asked.clear()
+    chunks = decoding(monkeypatch)
+    again = decoded.decoded_split(mnist, "test", SIDE)
+    assert np.array_equal(first.images, again.images)
+    assert (chunks, hub.asked) == ([], [])
+
+
+@pytest.mark.usefixtures("hub")
+def test_an_interrupted_run_goes_on_at_the_chunk_where_it_stopped(
+    mnist: HubTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as interrupted:
+        chunks = decoding(interrupted, stop_at=2)
+        with pytest.raises(KeyboardInterrupt):
+            decoded.decoded_split(mnist, "test", SIDE)
+    assert chunks == [0, 1]
+    assert decoded.decoded(mnist, "test", SIDE) is None
+    assert all(path.name.startswith(".") for path in files(""))  # nothing that looks finished
+    chunks = decoding(monkeypatch)
+    split = decoded.decoded_split(mnist, "test", SIDE)
+    assert chunks == [2]
+    dataset = hub_data.labelled(mnist, "test")
+    assert np.array_equal(split.images[3], pixels.preprocessing(SIDE)(dataset[3]["image"]))
+    assert not files(".part")
+    assert not files(".ledger")
+
+
+@pytest.mark.usefixtures("hub")
+def test_what_was_spoilt_in_an_interrupted_run_is_decoded_again(
+    mnist: HubTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as interrupted:
+        decoding(interrupted, stop_at=2)
+        with pytest.raises(KeyboardInterrupt):
+            decoded.decoded_split(mnist, "test", SIDE)
+    np.load(files(".part")[0], mmap_mode="r+")[9] = 0
+    with files(".ledger")[0].open("a") as ledger:
+        ledger.write("2 cut")
+    chunks = decoding(monkeypatch)
+    decoded.decoded_split(mnist, "test", SIDE)
+    assert chunks == [1, 2]
+
+
+@pytest.mark.usefixtures("hub")
+def test_damage_is_found_and_only_what_is_wrong_is_decoded_again(
+    mnist: HubTask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = np.array(decoded.decoded_split(mnist, "test", SIDE).images)
+    np.load(files(".images.npy")[0], mmap_mode="r+")[17, 0, 0, 0] ^= 1
+    chunks = decoding(monkeypatch)
+    after = decoded.decoded_split(mnist, "test", SIDE)
+    assert chunks == [2]
+    assert np.array_equal(before, after.images)
+    assert "is damaged: what is wrong is decoded again" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("hub")
+def test_damage_that_left_no_trace_is_found_when_all_is_read(mnist: HubTask) -> None:
+    decoded.decoded_split(mnist, "test", SIDE)
+    assert decoded.verified(mnist, "test", SIDE)
+    path = files(".images.npy")[0]
+    written = path.stat()
+    np.load(path, mmap_mode="r+")[0] = 0
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
+    decoded.decoded_split(mnist, "test", SIDE)
+    assert not decoded.verified(mnist, "test", SIDE)
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("part", [".images.npy", ".labels.npy"])
+def test_a_truncated_file_is_made_again(mnist: HubTask, part: str) -> None:
+    before = np.array(decoded.decoded_split(mnist, "test", SIDE).images)
+    path = files(part)[0]
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size - 100)
+    assert np.array_equal(before, decoded.decoded_split(mnist, "test", SIDE).images)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_copied_cache_is_read_once_more_and_then_trusted(mnist: HubTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded.decoded_split(mnist, "test", SIDE)
+    path = files(".images.npy")[0]
+    os.utime(path)
+    chunks = decoding(monkeypatch)
+    decoded.decoded_split(mnist, "test", SIDE)
+    assert chunks == []
+    assert json.loads(files(".json")[0].read_text())["changed"] == path.stat().st_mtime_ns
+
+
+@pytest.mark.usefixtures("hub")
+def test_what_is_handed_to_another_process_decodes_the_same_there(
+    mnist: HubTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = np.array(decoded.decoded_split(mnist, "test", SIDE).images)
+    for path in files(".npy") + files(".json"):
+        path.unlink()
+    monkeypatch.setattr(decoded, "handed_over", lambda work: pickle.loads(pickle.dumps(work)))
+    assert np.array_equal(decoded.decoded_split(mnist, "test", SIDE).images, alone)
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_fingerprint_is_of_the_files_and_not_of_the_commit(hub: LoopbackHub, mnist: HubTask) -> None:
+    first = decoded.fingerprint(mnist, "test", SIDE)
+    assert first != decoded.fingerprint(mnist, "train", SIDE)
+    assert first != decoded.fingerprint(mnist, "test", 64)
+    content = dict(hub.content("dataset", mnist.dataset))
+    described = hub.put("dataset", mnist.dataset, {**content, "NOTES.md": b"a new line"})
+    assert decoded.fingerprint(mnist, "test", SIDE, revision=described) == first
+    changed = hub.put("dataset", mnist.dataset, {**content, "data/test-00000-of-00001.parquet": b"other"})
+    assert decoded.fingerprint(mnist, "test", SIDE, revision=changed) != first
+    assert not [path for method, path, _ in hub.asked if method == "GET" and path.startswith("cdn/")]
+
+
+def test_an_image_that_cannot_be_decoded_is_named(hub: LoopbackHub, mnist: HubTask) -> None:
+    import datasets
+    from loopback_data import parquet
+
+    images = [picture(place) for place in range(10)]
+    images[4] = {"bytes": b"no image", "path": None}
+    content = parquet({"image": images, "label": [*range(10)]}, {"image": datasets.Image(), "label": named("mnist")})
+    hub.put("dataset", mnist.dataset, {"data/test-0.parquet": content})
+    with pytest.raises(KitError, match=r"'mnist': image 4 cannot be decoded \(cannot identify image file"):
+        decoded.decoded_split(mnist, "test", SIDE)
+
+
+def test_too_small_a_disk_is_said_before_anything_is_downloaded(
+    hub: LoopbackHub, mnist: HubTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(KitError, match=r"no room for the images of 'mnist', test: it takes .* set MERGEKIT_LITE_CACHE"):
+        decoded.decoded_split(mnist, "test", SIDE)
+    assert not [path for _, path, _ in hub.asked if path.startswith("cdn/")]
+
+
+def test_sizes_are_known_before_anything_is_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = hub_tasks()
+    assert set(decoded.TRAIN_SIZES) == set(tasks)
+    assert decoded.sizes(tasks["mnist"]) == (5000, 10000)
+    assert decoded.sizes(tasks["oxford_flowers102"]) == (1020, 6149)
+    assert decoded.predicted_bytes(tasks["mnist"], "test", 224) == 10000 * (3 * 224 * 224 + 8)
+    monkeypatch.setenv(decoded.TRAIN_VARIABLE, "0")
+    assert decoded.sizes(tasks["pcam"]) == (262144, 32768)
+    monkeypatch.setenv(decoded.TRAIN_VARIABLE, "some")
+    with pytest.raises(KitError, match=r"MERGEKIT_LITE_TRAIN_IMAGES is 'some'\. Set it to a number"):
+        decoded.sizes(tasks["pcam"])
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_predicted_size_is_the_size(mnist: HubTask) -> None:
+    decoded.decoded_split(mnist, "test", SIDE)
+    size = sum(path.stat().st_size for path in files(".npy") if not path.name.startswith("."))
+    assert abs(size - decoded.predicted_bytes(mnist, "test", SIDE)) < 1000  # headers
+
+
+def test_another_number_of_test_images_is_told(
+    hub: LoopbackHub, mnist: HubTask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.put("dataset", mnist.dataset, {"data/test-0.parquet": table([*range(10)], named("mnist"))})
+    decoded.decoded_split(mnist, "test", SIDE)
+    assert "mnist: 10 test images, not 20 as in FusionBench." in capsys.readouterr().out

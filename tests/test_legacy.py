@@ -1,0 +1,278 @@
+"""Pickled checkpoints: read without running them, hostile ones refused by name, damaged ones worded."""
+
+import collections
+import io
+import os
+import pickle
+import sys
+import types
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from mergekit_lite import legacy
+from mergekit_lite.cache import file_hash
+from mergekit_lite.cli import app
+from mergekit_lite.errors import KitError
+from mergekit_lite.weights import read, weights_hash
+
+WIDTH = 8
+THEIRS = ("src", "src.modeling", "open_clip", "open_clip.model", "open_clip.transform")
+
+
+def module(name: str, **members: Any) -> types.ModuleType:
+    made = types.ModuleType(name)
+    vars(made).update(members)
+    for member in members.values():
+        member.__module__, member.__qualname__ = name, member.__name__
+    return made
+
+
+def encoder() -> nn.Module:
+    """Make an encoder whose classes are called like the authors': their modules exist only while it is pickled."""
+
+    class VisualTransformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, WIDTH, 4, stride=4, bias=False)
+            self.class_embedding = nn.Parameter(torch.randn(WIDTH))
+            self.ln_pre = nn.LayerNorm(WIDTH)
+            self.attn = nn.MultiheadAttention(WIDTH, 2)
+            self.proj = nn.Parameter(torch.randn(WIDTH, 5))
+            self.register_buffer("counter", torch.zeros(3, dtype=torch.int64))
+
+    class CLIP(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual = VisualTransformer()
+            self.token_embedding = nn.Embedding(7, WIDTH)
+            self.logit_scale = nn.Parameter(torch.ones([]))
+            self.register_buffer("attn_mask", torch.zeros(2, 2), persistent=False)  # leaves a set in the pickle
+
+    def _convert_to_rgb(image: Any) -> Any:
+        return image
+
+    class ImageEncoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = CLIP()
+            self.val_preprocess = [_convert_to_rgb, torch.Size([3]), collections.OrderedDict(side=224)]
+
+    modules = {
+        "src": module("src"),
+        "src.modeling": module("src.modeling", ImageEncoder=ImageEncoder),
+        "open_clip": module("open_clip"),
+        "open_clip.model": module("open_clip.model", VisualTransformer=VisualTransformer, CLIP=CLIP),
+        "open_clip.transform": module("open_clip.transform", _convert_to_rgb=_convert_to_rgb),
+    }
+    sys.modules.update(modules)
+    torch.manual_seed(0)
+    return ImageEncoder()
+
+
+@pytest.fixture
+def model() -> Iterator[nn.Module]:
+    before = {name: sys.modules.get(name) for name in THEIRS}
+    yield encoder()
+    for name, found in before.items():
+        if found is None:
+            sys.modules.pop(name, None)
+        else:
+            sys.modules[name] = found
+
+
+def saved(path: Path, content: Any, *, old: bool = False) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=not old)
+    return path
+
+
+def visual(model: nn.Module) -> dict[str, Tensor]:
+    named = model.named_parameters()
+    return {name.split("visual.")[1]: tensor.detach() for name, tensor in named if "visual." in name}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("old", [False, True], ids=["archive", "before 1.6"])
+def test_a_pickled_encoder_is_converted_without_its_classes(tmp_path: Path, model: nn.Module, old: bool) -> None:
+    expected = visual(model)
+    source = saved(tmp_path / "finetuned.pt", model, old=old)
+    for name in THEIRS:
+        del sys.modules[name]  # the authors' classes cannot be imported where their files are read
+    written = legacy.convert(source)
+    assert written == tmp_path / "finetuned.safetensors"
+    assert same(read(written), expected)
+    assert {"attn.in_proj_weight", "attn.out_proj.bias", "class_embedding", "conv1.weight", "proj"} < expected.keys()
+    with safe_open(written, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["family"] == "OC-8"
+    assert metadata["source"] == "finetuned.pt"
+    assert metadata["source_sha256"][:16] == file_hash(source)
+    assert metadata["weights"] == weights_hash(expected)
+    assert metadata["projection"] == "proj: fine-tuned with the encoder"
+    assert "src.modeling" not in sys.modules
+
+
+@pytest.mark.parametrize("prefix", ["model.visual.", "visual.", ""])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_plain_state_dict_is_read_too(tmp_path: Path, prefix: str, old: bool) -> None:
+    weights = {"conv1.weight": torch.randn(4, 3, 2, 2), "ln_pre.bias": torch.randn(8).half()[::2]}
+    named = {prefix + name: tensor for name, tensor in weights.items()}
+    source = saved(tmp_path / "x.pt", {**named, "token_embedding.weight": torch.ones(2)} if prefix else named, old=old)
+    written = legacy.convert(source, tmp_path / "out" / "y.safetensors", family="OC-20")
+    assert same(read(written), weights)
+    with safe_open(written, framework="pt") as file:
+        assert (file.metadata()["family"], file.metadata()["projection"]) == ("OC-20", "none")
+
+
+def test_the_command_prints_the_file_and_its_hash(tmp_path: Path) -> None:
+    source = saved(tmp_path / "x.pt", {"conv1.weight": torch.ones(1)})
+    result = CliRunner().invoke(app, ["convert", str(source)])
+    written = tmp_path / "x.safetensors"
+    assert result.stdout.split() == [str(written), weights_hash(read(written))]
+
+
+# --- hostile ----------------------------------------------------------------------------------------------------------
+
+
+class Call:
+    """Pickles as a call of `function`."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call
+
+
+def archive(path: Path, content: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", content)
+    return path
+
+
+def hostile(sentinel: Path) -> dict[str, tuple[Any, str]]:
+    touch = f"open({str(sentinel)!r}, 'w')"
+    return {
+        "system": (Call(os.system, f"touch {sentinel}"), f"`{os.system.__module__}.system`"),
+        "eval": (Call(eval, touch), "`builtins.eval`"),
+        "open": (Call(open, str(sentinel), "w"), "`io.open`"),
+        "getattr": (Call(getattr, Call(__import__, "os"), "system"), "`builtins.getattr`"),
+        "nested": ({"conv1.weight": [Call(set, (Call(exec, touch),))]}, "`builtins.exec`"),
+        "path": (sentinel, "`pathlib.PosixPath`"),
+    }
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("kind", ["system", "eval", "open", "getattr", "nested", "path"])
+def test_a_hostile_pickle_is_refused_by_name_before_anything_in_it_runs(
+    tmp_path: Path, kind: str, protocol: int
+) -> None:
+    sentinel = tmp_path / "sentinel"
+    content, name = hostile(sentinel)[kind]
+    stored = pickle.dumps(content, protocol=protocol)
+    magic = pickle.dumps(legacy.MAGIC, protocol=2)
+    bare = tmp_path / "bare.pt"
+    bare.write_bytes(pickle.dumps(content, protocol=2))
+    old = tmp_path / "old.pt"
+    old.write_bytes(magic + pickle.dumps(1001, protocol=2) + stored)
+    for source in (archive(tmp_path / "new.pt", stored), old, bare):
+        with pytest.raises(KitError) as caught:
+            legacy.convert(source)
+        words = str(caught.value).replace("`_io.", "`io.").replace("pathlib._local", "pathlib")
+        assert f"is not converted: it refers to {name}, which no image encoder needs" in words
+        assert not sentinel.exists()
+        assert not source.with_suffix(".safetensors").exists()
+    pickle.loads(stored) if kind in ("eval", "open") else None  # the same bytes do harm where nobody checks
+    assert sentinel.exists() == (kind in ("eval", "open"))
+
+
+def test_a_hostile_storage_type_is_refused(tmp_path: Path) -> None:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> Any:
+            return ("storage", eval, "0", "cpu", 1) if isinstance(value, bytearray) else None
+
+    stream = io.BytesIO()
+    Pickler(stream, protocol=2).dump({"conv1.weight": bytearray()})
+    with pytest.raises(KitError, match=r"`builtins\.eval`"):
+        legacy.convert(archive(tmp_path / "x.pt", stream.getvalue()))
+
+
+def test_allowed_names_only_store_what_they_are_given(tmp_path: Path) -> None:
+    """A listed name is not called either: `open_clip.anything` may be spelt so as to reach any function."""
+    hidden = b"\x80\x02copen_clip.model\nos.system\nX\x01\x00\x00\x00x\x85R."
+    with pytest.raises(KitError, match="it holds no open_clip image encoder, but no tensors at all"):
+        legacy.convert(archive(tmp_path / "x.pt", hidden))
+    assert "open_clip.model" not in sys.modules or not hasattr(sys.modules["open_clip.model"], "os.system")
+
+
+# --- damaged ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
+def test_a_truncated_file_is_said(tmp_path: Path, old: bool, share: float) -> None:
+    source = saved(tmp_path / "x.pt", {"conv1.weight": torch.randn(400)}, old=old)
+    content = source.read_bytes()
+    source.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(KitError, match=r"x\.pt is not (a whole checkpoint of torch\.save|converted: it is neither)"):
+        legacy.convert(source)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path / "x.pt", {"conv1.weight": torch.zeros(7, 3)})
+    with zipfile.ZipFile(source) as file:
+        parts = {entry.filename: file.read(entry) for entry in file.infolist()}
+    (name,) = (name for name in parts if name.endswith("data.pkl"))
+    assert parts[name].count(b"K\x07") == 1
+    parts[name] = parts[name].replace(b"K\x07", b"K\x09")  # nine rows where the storage has seven
+    with zipfile.ZipFile(source, "w") as file:
+        for part, content in parts.items():
+            file.writestr(part, content)
+    with pytest.raises(KitError, match=r"a tensor of shape \(9, 3\) reaches beyond its storage"):
+        legacy.convert(source)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"weight": torch.ones(2), "bias": torch.ones(2)}, "it holds no open_clip image encoder, but 'weight'; 'bias'"),
+        ({"conv1.weight": torch.ones(2, dtype=torch.int64)}, "must be floating-point, but 'conv1.weight' is torch.int"),
+        ({"conv1.weight": torch.tensor([torch.nan])}, "NaN or infinite values in"),
+    ],
+)
+def test_what_is_no_encoder_is_said(tmp_path: Path, content: Any, words: str) -> None:
+    with pytest.raises(KitError) as caught:
+        legacy.convert(saved(tmp_path / "x.pt", content))
+    assert words in str(caught.value)
+
+
+def test_other_files_are_said(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match=r"There is no checkpoint .*missing\.pt\. Check the path\."):
+        legacy.convert(tmp_path / "missing.pt")
+    with pytest.raises(KitError, match=r"is called safetensors already"):
+        legacy.convert(tmp_path / "x.safetensors")
+    text = tmp_path / "page.pt"
+    text.write_text("<html>quota exceeded</html>")  # what a download that was refused leaves
+    with pytest.raises(KitError, match=r"neither an archive nor a pickle of torch\.save"):
+        legacy.convert(text)
+    with pytest.raises(KitError, match=r"TorchScript perhaps"):
+        legacy.convert(scripted(tmp_path / "z.pt"))
+
+
+def scripted(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("data.pkl", "constants.pkl"):
+            file.writestr(f"z/{name}", b"")
+    return path
