@@ -42,8 +42,8 @@ def targets(tasks: Mapping[str, DrawnTask], known: Known, rng: np.random.Generat
         length = _length(right[rows], random[rows], *known[key], accuracy=task.zero_shot)
         for entry in task.classes:
             lengths[entry.name].append(length)
-    length = torch.tensor([sum(several) / len(several) for several in lengths.values()]).to(right)
-    final = normalize(right + length[:, None] * random, dim=1)
+    mean = torch.tensor([sum(several) / len(several) for several in lengths.values()]).to(right)
+    final = normalize(right + mean[:, None] * random, dim=1)
     return {
         template.format(entry.name): final[row[entry.name]]
         for task in tasks.values()

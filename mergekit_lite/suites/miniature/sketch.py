@@ -21,7 +21,18 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from mergekit_lite.suites.miniature.canvas import Canvas, Frame, Range, box, either, ellipse, polygon, ring, strokes, tiled
+from mergekit_lite.suites.miniature.canvas import (
+    Canvas,
+    Frame,
+    Range,
+    box,
+    either,
+    ellipse,
+    polygon,
+    ring,
+    strokes,
+    tiled,
+)
 
 PALETTE: dict[str, tuple[Range, Range, Range]] = {  # ranges of hue, saturation and value
     "any": ((0, 1), (0.4, 1), (0.3, 0.95)),

@@ -7,7 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergekit_lite.suites.miniature.canvas import Canvas, Frame, box, disc, either, ellipse, ring, stripes, strokes, tiled
+from mergekit_lite.suites.miniature.canvas import (
+    Canvas,
+    Frame,
+    box,
+    disc,
+    either,
+    ellipse,
+    ring,
+    stripes,
+    strokes,
+    tiled,
+)
 from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
 from mergekit_lite.suites.miniature.sketch import PALETTE, parse, sketch
 
