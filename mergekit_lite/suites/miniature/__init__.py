@@ -106,8 +106,7 @@ class Miniature(Suite):
         """Return a hash of all that makes the expert of `task` what it is."""
         entry = self.tasks[task]
         head = [entry.classnames, entry.templates]
-        code = code_hash(Path(training.__file__))
-        return content_hash([base_hash(), asdict(self.recipe), data_hash(task, "train"), head, code])
+        return content_hash([base_hash(), asdict(self.recipe), data_hash(task, "train"), head, training_hash()])
 
     def prepare(self, tasks: Sequence[str], workers: int) -> None:
         """Fine-tune the experts of `tasks` that are not there yet, side by side, and say so."""
@@ -139,6 +138,12 @@ def _make_expert(suite: Suite, task: str, seed: int) -> None:
 def base_hash() -> str:
     """Return the hash of the base weights that ship with the package."""
     return file_hash(BASE)
+
+
+@cache
+def training_hash() -> str:
+    """Return a hash of the code that fine-tunes experts."""
+    return code_hash(Path(training.__file__))
 
 
 @cache
