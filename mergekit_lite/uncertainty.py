@@ -48,5 +48,7 @@ def grouped(frame: pd.DataFrame, groups: int = 10) -> pd.DataFrame:
     """
     rank = frame.groupby("task", sort=False)["entropy"].rank(method="first") - 1
     size = frame.groupby("task", sort=False)["entropy"].transform("size")
-    part = (rank * np.minimum(groups, size) // size).astype(int).rename("group")
-    return frame.groupby(["task", part], sort=False)[["entropy", "loss"]].mean().sort_index(level="group").reset_index()
+    part = (rank * np.minimum(groups, size) // size).astype(int)
+    # A stable sort keeps the tasks in their order.
+    ordered = frame.assign(group=part).sort_values("group", kind="stable")
+    return ordered.groupby(["task", "group"], sort=False)[["entropy", "loss"]].mean().reset_index()

@@ -87,6 +87,7 @@ def lines(
                 said.append(f"published for {title(str(name))}: {_told(points)}")
         if log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         if ticks is not None:
             axes.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
             axes.set_xticks([], minor=True)
@@ -108,7 +109,9 @@ def _curve(axes: Axes, points: pd.DataFrame, look: Look, text: str) -> None:
 
 def _hollow(axes: Axes, points: pd.DataFrame, look: Look) -> None:
     every = max(1, len(points) // 8)
-    drawn: dict[str, Any] = {"color": look.colour, "linestyle": look.dash, "marker": look.marker, "markevery": every}
+    # Two points are no curve: a line between them would say more than is known.
+    dash = look.dash if len(points) > 2 else ""
+    drawn: dict[str, Any] = {"color": look.colour, "linestyle": dash, "marker": look.marker, "markevery": every}
     axes.plot(
         points["x"], points["y"], markersize=6, markerfacecolor="#ffffff", linewidth=0.8, clip_on=False, zorder=3,
         **drawn,
