@@ -164,7 +164,7 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     assert number(glued["arithmetic-forgot"]) < number(glued["arithmetic-stayed"])
     assert number(glued["arithmetic-barrier"]) >= 0
 
-    check(adamerging, tables=0, figures=8)
+    check(adamerging, tables=2, figures=8)
     glued = by_key(adamerging)
     numbers = ("task-wise", "layer-wise", "labels", "correlation", "least", "seconds")
     drawn = ("paths", "depth", "curves", "entropy", "share")
