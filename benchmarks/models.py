@@ -165,7 +165,7 @@ class NoiseTasks:
         return normalize(features.float(), dim=1)
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None
+        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
     ) -> Iterator[Mapping[str, Examples]]:
         """Yield the given images, once a step."""
         for _ in range(steps):

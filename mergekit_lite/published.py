@@ -159,11 +159,30 @@ def coefficients(model: str, variant: str, tasks: Sequence[str], tensors: Sequen
         raise KitError(f"No coefficients were released for the data set {unknown[0]!r}. There are: {there}.")
     if len(table) == 1:
         return [[float(table[names[_plain(task)]].iloc[0])] for task in tasks]
-    order = {name: place for place, name in enumerate(_released_tensors((len(table) - 14) // 12))}
+    order = {name: place for place, name in enumerate(_released_tensors(_blocks(model)))}
     strange = [name for name in tensors if name not in order]
     if strange:
         raise KitError(f"No coefficient was released for the tensor {strange[0]!r} of {model}. Merge that model's own.")
     return [[float(table[names[_plain(task)]].iloc[order[name]]) for name in tensors] for task in tasks]
+
+
+def released_tensors(model: str) -> list[str]:
+    """Return the names of the image encoder's tensors that coefficients were released for, from input to output.
+
+    Raises:
+        KitError: no layer-wise coefficients were released for that model.
+    """
+    return [name for name in _released_tensors(_blocks(model)) if not name.startswith(".")]
+
+
+def _blocks(model: str) -> int:
+    """Return the number of transformer blocks of a model, from the number of its released rows."""
+    released = _coefficients()
+    rows = released[(released["model"] == model) & (released["variant"] == "Layer-wise AdaMerging")]["row"].nunique()
+    if not rows:
+        there = ", ".join(dict.fromkeys(released["model"]))
+        raise KitError(f"No coefficients were released for the model {model!r}. There are: {there}.")
+    return int((rows - 14) // 12)
 
 
 def _released_tensors(blocks: int) -> list[str]:
@@ -182,6 +201,33 @@ def _released_tensors(blocks: int) -> list[str]:
         *(f"transformer.resblocks.{block}.{part}" for block in range(blocks) for part in parts),
         *("ln_post.weight", "ln_post.bias", ".token_embedding.weight", ".ln_final.weight", ".ln_final.bias"),
     ]
+
+
+def curves(task: str = "average") -> pd.DataFrame:
+    """Return the accuracy of AdaMerging's ViT-B/32 while it adapts, from the authors' logs.
+
+    Args:
+        task: one of the eight data sets as the file spells them, or their ``average``.
+
+    Returns:
+        A row for each method and logged step, in order: columns ``method`` (our name), ``step`` (optimiser steps with a
+        learning rate of 0.001) and ``accuracy`` in percent. ``frame.attrs["label"]`` says whose numbers these are.
+
+    Raises:
+        KitError: the file has no such task.
+    """
+    with files("mergekit_lite").joinpath("reference/curves.csv").open(encoding="utf-8") as stream:
+        logged = pd.read_csv(stream)
+    rows = logged[logged["task"] == task]
+    if rows.empty:
+        raise KitError(
+            f"No curve was logged for the task {task!r}. There are: {', '.join(sorted(set(logged['task'])))}."
+        )
+    ours = {theirs: name for name, theirs in SPELLING.items()}
+    frame = rows.assign(method=rows["variant"].map(ours)).sort_values(["method", "step"], kind="stable")
+    frame = frame[["method", "step", "accuracy"]].reset_index(drop=True)
+    frame.attrs["label"] = "AdaMerging logs, ViT-B/32 (OC-8)"
+    return frame
 
 
 @cache

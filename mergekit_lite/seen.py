@@ -42,15 +42,20 @@ class _Seen:
         return self.suite.layer_inputs(weights, images)
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None
+        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
     ) -> Iterator[Mapping[str, Examples]]:
         which: Which = "test" if self.access is Access.UNLABELLED else "train"
         splits = {task: self.suite.split(task, which) for task in self.tasks}
-        orders = {task: _order(len(split.labels), task, seed, samples) for task, split in splits.items()}
+        parts = {task: max(1, round(share * len(split.labels))) for task, split in splits.items()}
+        sizes = {task: images_per_task if share == 1 else min(images_per_task, part) for task, part in parts.items()}
+        orders = {
+            task: _order(len(split.labels), task, seed, samples if share == 1 else parts[task])
+            for task, split in splits.items()
+        }
         for _ in range(steps):
             batch: dict[str, Examples] = {}
             for task, split in splits.items():
-                rows = [next(orders[task]) for _ in range(images_per_task)]
+                rows = [next(orders[task]) for _ in range(sizes[task])]
                 # indexing with a list copies: torch must not write to a read-only memory map
                 images = torch.from_numpy(split.images[rows]).to(self.suite.device)
                 labels = torch.from_numpy(split.labels[rows]).to(self.suite.device)

@@ -144,6 +144,27 @@ def regime_table(
     return _table(heads, rows, caption)
 
 
+def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str | float]], caption: str, digits: int = 1) -> HTML:
+    """Return a table of texts and numbers as plain HTML; a book shows a Markdown table that code made as mere text.
+
+    Args:
+        heads: one for each column.
+        rows: the first cell of each is its title; texts are left-aligned, numbers right-aligned, NaN is a dash.
+        caption: what is seen, with units.
+        digits: decimals of the numbers.
+
+    Raises:
+        KitError: a row has not as many cells as there are heads.
+    """
+    body = []
+    for first, *rest in rows:
+        if 1 + len(rest) != len(heads):
+            raise KitError(f"The row of {first!r} has {1 + len(rest)} cells, but there are {len(heads)} columns.")
+        cells = [_text(one) if isinstance(one, str) else _number(one, digits=digits) for one in rest]
+        body.append([_title(str(first)), *cells])
+    return _table([_head(head) for head in heads], body, caption)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:
     # "dataframe" is the class by which Jupyter and the book's theme know a table, in light and in dark mode.
     body = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)

@@ -19,12 +19,12 @@ class GivenData:
     heads: Mapping[str, Tensor]
     encode: Callable[[Mapping[str, Tensor], Tensor], Tensor]
     given: list[dict[str, Tensor]]
-    asked: list[dict[str, int]] = field(default_factory=list)
+    asked: list[dict[str, float]] = field(default_factory=list)
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None
+        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
     ) -> Iterator[Mapping[str, Tensor]]:
-        self.asked.append({"images_per_task": images_per_task, "steps": steps, "seed": seed})
+        self.asked.append({"images_per_task": images_per_task, "steps": steps, "seed": seed, "share": share})
         return iter(self.given)
 
 

@@ -112,9 +112,9 @@ def test_five_steps_equal_plain_autograd(columns: int, clamp: bool, initial: flo
         optimiser.step()
         losses.append(loss.item())
     merged = METHODS[columns](
-        pico.base, pico.experts, data, steps=5, learning_rate=1e-2, initial=initial, clamp=clamp, seed=7
+        pico.base, pico.experts, data, steps=5, learning_rate=1e-2, initial=initial, clamp=clamp, seed=7, share=0.5
     )
-    assert data.asked == [{"images_per_task": 32, "steps": 5, "seed": 7}]
+    assert data.asked == [{"images_per_task": 32, "steps": 5, "seed": 7, "share": 0.5}]
     assert merged.trace["loss"] == pytest.approx(losses, rel=1e-10)
     used = raw.detach().clamp(0, 1) if clamp else raw.detach()
     found = torch.tensor(merged.trace["coefficients"]["values"], dtype=torch.float64)
@@ -133,6 +133,21 @@ def test_the_trace_names_rows_and_columns_and_is_json(pico: Pico) -> None:
     tasks = task_wise_adamerging(pico.base, pico.experts, data, steps=2).trace
     assert tasks["coefficients"]["tensors"] == ["all"]
     assert json.loads(json.dumps(tasks)) == tasks
+    assert "path" not in layers
+
+
+@pytest.mark.parametrize("merge", [task_wise_adamerging, task_wise_adamerging_plus])
+def test_the_path_of_task_wise_coefficients_goes_from_the_start_to_the_end(
+    merge: Callable[..., Merged], pico: Pico
+) -> None:
+    data = pico.data(steps=3)
+    long, short = (merge(pico.base, pico.experts, data, steps=steps, learning_rate=0.5).trace for steps in (3, 2))
+    assert len(long["path"]) == 4
+    assert long["path"][0] == [0.3] * 3
+    for trace in (long, short):
+        assert [[value] for value in trace["path"][-1]] == trace["coefficients"]["values"]
+    assert long["path"][:3] == short["path"]
+    assert all(0 <= value <= 1 for values in long["path"] for value in values)  # as used, not as learned
 
 
 @pytest.mark.parametrize("merge", [task_wise_adamerging, layer_wise_adamerging])

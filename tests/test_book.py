@@ -29,7 +29,10 @@ NUMBERS = {
     "eight-layer-wise": 76.67,
     "eight-individual": 87.77,
 }
-STAND_INS = {NOTEBOOK: NUMBERS, TASKS_NOTEBOOK: TASKS_NUMBERS, f"{EXECUTED}regime.ipynb": {"regime-rank": 0.91}}
+QUOTED = {NOTEBOOK: NUMBERS, TASKS_NOTEBOOK: TASKS_NUMBERS}  # by pages of the book
+STAND_INS: dict[str, dict[str, float]] = {
+    f"{page}.ipynb": QUOTED.get(f"{page}.ipynb", {}) for page in toc_pages(ROOT) if page.startswith(EXECUTED)
+}
 SHEET = (
     '<figure class="kit-figure"><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt="Bars">'
     "<figcaption>Bars.</figcaption></figure>"

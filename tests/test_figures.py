@@ -8,6 +8,7 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 import samples
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,7 +31,49 @@ KINDS: dict[str, Callable[[], Figure]] = {
     "transfer": lambda: figures.transfer_heatmap(samples.experts(), samples.records()[0]),
     "cosines": lambda: figures.cosine_heatmap(samples.geometry()),
     "twenty cosines": lambda: figures.cosine_heatmap(samples.geometry(20)),
-}
+    "pairs": lambda: figures.pair_heatmap(kept()),
+    "lines": lambda: figures.lines(curves(), xlabel="coefficient", ylabel="average accuracy (%)"),
+    "lines with everything": lambda: figures.lines(
+        curves(), xlabel="coefficient", ylabel="accuracy (%)", published=theirs(), log=True, ticks=[0.1, 1.0],
+        references={"pretrained": 40.0, "individual": 90.5},
+    ),
+    "lines of eight tasks": lambda: figures.lines(many(), xlabel="steps", ylabel="coefficient"),
+    "scatter": lambda: figures.scatter(dots(), xlabel="entropy (nats)", ylabel="loss (nats)"),
+    "arrows": lambda: figures.arrows(moves(), xlabel="accuracy (%)"),
+}  # fmt: skip
+
+
+def kept() -> pd.DataFrame:
+    values = [[np.nan, 95.0, 80.0], [101.0, np.nan, 99.0], [70.0, 90.0, np.nan]]
+    return pd.DataFrame(values, index=list(samples.TASKS), columns=list(samples.TASKS))
+
+
+def curves() -> pd.DataFrame:
+    points = [("task_arithmetic", 0.1, 50.0), ("task_arithmetic", 0.3, 70.0), ("task_arithmetic", 1.0, 60.0)]
+    points += [("mine", 0.1, 40.0), ("mine", 0.3, 45.0), ("mine", 1.0, 62.5)]
+    frame = pd.DataFrame(points, columns=["line", "x", "y"])
+    return frame.assign(low=frame["y"] - 5, high=frame["y"] + 5)
+
+
+def theirs() -> pd.DataFrame:
+    frame = pd.DataFrame([{"line": "task_arithmetic", "x": 0.3, "y": 69.1}])
+    frame.attrs["label"] = "AdaMerging Table 1, ViT-B/32 (OC-8)"
+    return frame
+
+
+def many() -> pd.DataFrame:
+    rows = [(f"a task of number {line}", step, 0.3 + line * step / 1000) for line in range(8) for step in range(50)]
+    return pd.DataFrame(rows, columns=["line", "x", "y"])
+
+
+def dots() -> pd.DataFrame:
+    return pd.DataFrame({"group": ["signs", "digits"] * 3, "x": [1, 2, 3, 4, 5, 6], "y": [2, 1, 3, 4, 6, 5]})
+
+
+def moves() -> pd.DataFrame:
+    rows = [("signs", "the task itself", 60.0, 10.0), ("signs", "mean of the others", 50.0, 48.0)]
+    rows += [("digits", "the task itself", 70.0, 75.0), ("digits", "mean of the others", 45.0, 30.0)]
+    return pd.DataFrame(rows, columns=["row", "series", "before", "after"])
 
 
 def picture(html: str) -> tuple[str, bytes]:
@@ -205,6 +248,101 @@ def test_cosine_map_shows_each_pair_once_and_tells_lengths() -> None:
 def test_cosine_map_of_one_expert_has_its_length_alone() -> None:
     figure = figures.cosine_heatmap(samples.geometry(1))
     assert [text.get_text() for text in figure.axes[0].texts] == ["3.0", "length (%)"]
+
+
+def test_pair_map_prints_what_is_kept_with_everything_in_white() -> None:
+    figure = figures.pair_heatmap(kept())
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["95", "80", "101", "99", "70", "90", "88", "100", "80", "mean"]
+    (image,) = figure.axes[0].images
+    assert image.norm(np.array(100.0)) == pytest.approx(0.5)
+    assert "least 70.0 (digits with scenes)" in str(figure.get_label())
+
+
+def test_a_pair_map_without_any_pair_is_refused() -> None:
+    with pytest.raises(KitError, match="holds no pair of experts"):
+        figures.pair_heatmap(pd.DataFrame([[np.nan]], index=["signs"], columns=["signs"]))
+
+
+def test_coefficients_by_block_are_means_over_experts_and_tensors() -> None:
+    frame = figures.by_block(figures.coefficients(samples.records()[3]))
+    # value: 0.1 * expert + 0.05 * tensor; tensors 2 and 3 are block 1, tensors 4 and 5 block 2
+    assert frame["x"].tolist() == [0.25, 0.75]
+    assert frame["y"].tolist() == pytest.approx([0.225, 0.325])
+    assert frame["low"].tolist() == pytest.approx([0.125, 0.225])
+    assert frame["high"].tolist() == pytest.approx([0.325, 0.425])
+    with pytest.raises(KitError, match="None of these tensors belongs to a transformer block"):
+        figures.by_block(pd.DataFrame({"conv1.weight": [0.3]}))
+
+
+def test_lines_have_the_looks_of_their_methods_bands_references_and_published_points() -> None:
+    figure = KINDS["lines with everything"]()
+    (axes,) = figure.axes
+    ours, mine, low, high, hollow = axes.lines
+    assert ours.get_color() == hollow.get_color() == figures.look("task_arithmetic").colour
+    assert mine.get_color() not in {look.colour for name, look in figures.LOOKS.items() if name == "task_arithmetic"}
+    assert list(ours.get_ydata()) == [50.0, 70.0, 60.0]  # type: ignore[arg-type]
+    assert [set(line.get_ydata()) for line in (low, high)] == [{40.0}, {90.5}]  # type: ignore[arg-type]
+    assert list(hollow.get_ydata()) == [69.1]  # type: ignore[arg-type]
+    assert hollow.get_markerfacecolor() == "#ffffff"
+    assert len(axes.collections) == 2  # a band each
+    assert axes.get_xscale() == "log"
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == [
+        "Task Arithmetic", "mine", "Pre-trained", "Individual experts",
+        "hollow: AdaMerging Table 1, ViT-B/32 (OC-8)",
+    ]  # fmt: skip
+    assert "Task Arithmetic goes from 50.0 at 0.1 to 60.0 at 1, highest 70.0 at 0.3" in str(figure.get_label())
+    assert "published for Task Arithmetic: is 69.1 at 0.3" in str(figure.get_label())
+
+
+def test_eight_lines_that_are_no_methods_differ_in_colour_marker_and_dash() -> None:
+    (axes,) = KINDS["lines of eight tasks"]().axes
+    for look in ([line.get_color() for line in axes.lines], [line.get_marker() for line in axes.lines]):
+        assert len(set(look)) == 8
+
+
+@pytest.mark.parametrize("kind", ["lines with everything", "lines of eight tasks"])
+def test_legends_are_no_wider_than_the_figure(kind: str) -> None:
+    figure = KINDS[kind]()
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 > -1
+    assert box.x1 < figure.bbox.width + 1
+
+
+def test_frames_that_cannot_be_drawn_are_refused() -> None:
+    with pytest.raises(KitError, match=r"no column y\. Needed: line, x, y; there: line, x, low, high"):
+        figures.lines(curves().drop(columns="y"), xlabel="x", ylabel="y")
+    with pytest.raises(KitError, match="has no row"):
+        figures.scatter(dots().iloc[:0], xlabel="x", ylabel="y")
+    unnamed = theirs()
+    unnamed.attrs.clear()
+    with pytest.raises(KitError, match="whose the published points are"):
+        figures.lines(curves(), xlabel="x", ylabel="y", published=unnamed)
+
+
+def test_scatter_tells_groups_apart_and_the_rank_correlation() -> None:
+    figure = KINDS["scatter"]()
+    signs, digits = figure.axes[0].lines
+    assert list(signs.get_xdata()) == [1, 3, 5]  # type: ignore[arg-type]
+    assert signs.get_color() != digits.get_color()
+    assert signs.get_marker() != digits.get_marker()
+    assert "6 points in 2 groups (signs, digits)" in str(figure.get_label())
+    assert "Spearman's rank correlation is 0.89" in str(figure.get_label())
+    assert figures.rank_correlation(pd.Series([1, 2, 3]), pd.Series([1, 8, 27])) == pytest.approx(1)
+    assert not figures.scatter(dots().assign(group="all"), xlabel="x", ylabel="y").legends
+
+
+def test_arrows_go_from_before_to_after() -> None:
+    figure = KINDS["arrows"]()
+    (axes,) = figure.axes
+    ends = [(note.xyann[0], note.xy[0]) for note in axes.texts]  # type: ignore[attr-defined]
+    assert ends == [(60.0, 10.0), (50.0, 48.0), (70.0, 75.0), (45.0, 30.0)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["signs", "digits"]
+    assert "signs: the task itself 60.0 to 10.0, mean of the others 50.0 to 48.0" in str(figure.get_label())
 
 
 @pytest.mark.parametrize("colours", [1, 256, 1024])

@@ -45,7 +45,7 @@ class Labelled:
     asked: list[dict[str, int | None]] = field(default_factory=list)
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None
+        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
     ) -> Iterator[Mapping[str, Examples]]:
         self.asked.append({"images_per_task": images_per_task, "steps": steps, "seed": seed, "samples": samples})
         rows = cycle(self.rows(seed, samples))

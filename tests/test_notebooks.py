@@ -130,10 +130,10 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     for folder in ("notebooks", "profiles"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     executed = {path.stem: path for path in run_profile(load("smoke", tmp_path), tmp_path)}
-    assert set(executed) == {"eight_tasks", "tasks", "regime"}
-    eight, tasks, regime = (
+    assert set(executed) == {"eight_tasks", "tasks", "regime", "task_arithmetic", "adamerging"}
+    eight, tasks, regime, arithmetic, adamerging = (
         outputs_of(promote(executed[name], ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "book"))
-        for name in ("eight_tasks", "tasks", "regime")
+        for name in ("eight_tasks", "tasks", "regime", "task_arithmetic", "adamerging")
     )
     check(eight, tables=2, figures=5)  # the tasks and the results
     glued = by_key(eight)
@@ -154,6 +154,24 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     glued = by_key(regime)
     assert set(glued) == {f"regime-{key}" for key in ("zero-shot", "experts", "alone", "crowd", "rank")}
     assert number(glued["regime-zero-shot"]) < number(glued["regime-experts"]) <= 100
+
+    check(arithmetic, tables=0, figures=6)
+    glued = by_key(arithmetic)
+    numbers = ("best", "coefficient", "kept", "forgot", "stayed", "barrier")
+    assert set(glued) == {f"arithmetic-{key}" for key in ("scaling", "pairs", "negation", *numbers)}
+    assert number(glued["arithmetic-coefficient"]) in {0.0, 0.3, 1.0}
+    assert 50 < number(glued["arithmetic-kept"]) < 110
+    assert number(glued["arithmetic-forgot"]) < number(glued["arithmetic-stayed"])
+    assert number(glued["arithmetic-barrier"]) >= 0
+
+    check(adamerging, tables=2, figures=8)
+    glued = by_key(adamerging)
+    numbers = ("task-wise", "layer-wise", "labels", "correlation", "least", "seconds")
+    drawn = ("paths", "depth", "curves", "entropy", "share")
+    assert set(glued) == {f"adamerging-{key}" for key in (*drawn, *numbers)}
+    assert 0 < number(glued["adamerging-correlation"]) <= 1
+    for key in ("task-wise", "layer-wise", "labels", "least"):
+        assert 0 < number(glued[f"adamerging-{key}"]) <= 100
 
 
 def outputs_of(path: Path) -> list[Any]:

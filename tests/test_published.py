@@ -10,7 +10,17 @@ import torch
 
 import mergekit_lite
 from mergekit_lite.errors import KitError
-from mergekit_lite.published import SPELLING, average, coefficients, counterparts, label, published, spelling
+from mergekit_lite.published import (
+    SPELLING,
+    average,
+    coefficients,
+    counterparts,
+    curves,
+    label,
+    published,
+    released_tensors,
+    spelling,
+)
 
 
 def test_table_1_of_adamerging_is_read() -> None:
@@ -134,3 +144,36 @@ def test_coefficients_that_were_not_released_are_named_with_those_there_are() ->
         coefficients("ViT-B-32", "Layer-wise AdaMerging", ["PCAM"], [])
     with pytest.raises(KitError, match=r"for the tensor 'head\.weight' of ViT-B-32"):
         coefficients("ViT-B-32", "Layer-wise AdaMerging", ["DTD"], ["head.weight"])
+
+
+def test_released_tensors_are_those_that_coefficients_are_found_for() -> None:
+    for model, count in (("ViT-B-32", 152), ("ViT-L-14", 296)):
+        names = released_tensors(model)
+        assert len(names) == count
+        assert len(coefficients(model, "Layer-wise AdaMerging", ["DTD"], names)[0]) == count
+    with pytest.raises(KitError, match=r"for the model 'ViT-H-14'\. There are: ViT-B-32, "):
+        released_tensors("ViT-H-14")
+
+
+def test_the_authors_curves_end_where_their_table_does() -> None:
+    frame = curves()
+    assert frame.attrs["label"] == "AdaMerging logs, ViT-B/32 (OC-8)"
+    kinds = ("task_wise_adamerging", "layer_wise_adamerging")
+    assert set(frame["method"]) == {f"{kind}{plus}" for kind in kinds for plus in ("", "_plus")}
+    for method, logged in frame.groupby("method"):
+        assert logged["step"].is_monotonic_increasing
+        last = logged.iloc[-1]
+        assert last["step"] == 500
+        expected = average(published(), str(method))
+        assert last["accuracy"] == pytest.approx(expected, abs=0.1)  # the table cuts decimals off
+
+
+def test_the_average_of_the_curves_is_that_of_the_tasks() -> None:
+    tasks = [curves(task)["accuracy"] for task in ("sun397", "stanford-cars", "resisc45", "eurosat")]
+    tasks += [curves(task)["accuracy"] for task in ("svhn", "gtsrb", "mnist", "dtd")]
+    np.testing.assert_allclose(np.mean(tasks, axis=0), curves()["accuracy"], atol=1e-3)
+
+
+def test_a_curve_of_an_unknown_task_is_refused() -> None:
+    with pytest.raises(KitError, match=r"for the task 'SUN397'\. There are: average, dtd"):
+        curves("SUN397")

@@ -65,7 +65,7 @@ def test_defaults_are_the_papers() -> None:
         resolve("layer_wise_adamerging", {})
         == resolve("task_wise_adamerging", {})
         == {
-            **{"steps": 500, "learning_rate": 1e-3, "images_per_task": 32},
+            **{"steps": 500, "learning_rate": 1e-3, "images_per_task": 32, "share": 1.0},
             **{"initial": 0.3, "clamp": True, "objective": "entropy"},
         }
     )

@@ -117,6 +117,22 @@ def test_with_few_samples_only_those_are_seen_again_and_again(suite: "Suite") ->
     assert np.array_equal(pixels(full["digits"]), drawn[0])
 
 
+def test_of_a_share_only_that_part_of_the_images_is_seen(suite: "Suite") -> None:
+    def shown(share: float, steps: int = 6) -> list[list[bytes]]:
+        data = seen.seen(suite, ("digits",), Access.UNLABELLED)
+        drawn = data.batches(images_per_task=15, steps=steps, seed=3, share=share)
+        return [[image.tobytes() for image in pixels(batch["digits"])] for batch in drawn]
+
+    few, many = shown(0.1), shown(0.5)  # of 40 images
+    assert [len(set(batch)) for batch in few] == [len(batch) for batch in few] == [4] * 6  # none twice in a batch
+    assert len({image for batch in few for image in batch}) == 4
+    assert [len(batch) for batch in many] == [15] * 6
+    assert len({image for batch in many for image in batch}) == 20
+    assert {image for batch in few for image in batch} < {image for batch in many for image in batch}
+    assert [len(batch) for batch in shown(0.001)] == [1] * 6  # never none
+    assert shown(1.0, steps=2)[0][:4] == few[0]
+
+
 @pytest.mark.parametrize(
     ("pool", "evaluate", "adapt", "expected"),
     [

@@ -13,7 +13,7 @@ from myst_nb.ext.glue import extract_glue_data
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.published import counterparts, published
-from mergekit_lite.tables import accuracy_frame, accuracy_table, glue, regime_table, task_table
+from mergekit_lite.tables import accuracy_frame, accuracy_table, glue, plain_table, regime_table, task_table
 
 LABEL = "AdaMerging Table 1, ViT-B/32 (OC-8)"
 
@@ -122,6 +122,21 @@ def test_regime_table_leaves_out_what_clip_was_not_tested_on() -> None:
     html = regime_table(samples.suite(), ["scenes", "digits"], zero_shot, experts, theirs).data
     lines = [[words(cell) for cell in line] for line in rows(html)]
     assert lines[2][-2:] == lines[3][-2:] == ["–", "–"]  # nor is there an average of different tasks
+
+
+def test_plain_table_holds_texts_and_numbers() -> None:
+    html = plain_table(
+        ["model", "loss", "note"], [("a <b>", 1.234, "+0.5"), ("c", float("nan"), "")], "All <of it>.", 2
+    )
+    lines = rows(html.data)
+    assert [[words(cell) for cell in line] for line in lines] == [
+        ["model", "loss", "note"], ["a <b>", "1.23", "+0.5"], ["c", "–", ""],
+    ]  # fmt: skip
+    assert lines[1][0].get("scope") == "row"
+    assert "text-align:right" in (lines[1][1].get("style") or "")
+    assert "All &lt;of it&gt;." in html.data
+    with pytest.raises(KitError, match=r"The row of 'a' has 2 cells, but there are 3 columns\."):
+        plain_table(["x", "y", "z"], [("a", 1.0)], "Too short.")
 
 
 @pytest.mark.parametrize("show", [True, False])

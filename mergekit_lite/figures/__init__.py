@@ -7,9 +7,18 @@ Each function writes what it drew into the figure's label, in words and numbers:
 """
 
 from mergekit_lite.figures.accuracy import accuracy_bars, accuracy_heatmap, adaptation_curve, agreement, agreement_frame
+from mergekit_lite.figures.curves import arrows, lines, rank_correlation, scatter
 from mergekit_lite.figures.pictures import gallery
 from mergekit_lite.figures.style import LOOKS, SPARE, figure_html, look, show
-from mergekit_lite.figures.vectors import coefficient_map, coefficients, cosine_heatmap, transfer, transfer_heatmap
+from mergekit_lite.figures.vectors import (
+    by_block,
+    coefficient_map,
+    coefficients,
+    cosine_heatmap,
+    pair_heatmap,
+    transfer,
+    transfer_heatmap,
+)
 
 __all__ = [
     "LOOKS",
@@ -19,12 +28,18 @@ __all__ = [
     "adaptation_curve",
     "agreement",
     "agreement_frame",
+    "arrows",
+    "by_block",
     "coefficient_map",
     "coefficients",
     "cosine_heatmap",
     "figure_html",
     "gallery",
+    "lines",
     "look",
+    "pair_heatmap",
+    "rank_correlation",
+    "scatter",
     "show",
     "transfer",
     "transfer_heatmap",

@@ -93,15 +93,71 @@ def cosine_heatmap(geometry: "Geometry") -> Figure:
     return figure
 
 
+def pair_heatmap(frame: pd.DataFrame) -> Figure:
+    """Draw what each task (rows) keeps of its expert's accuracy when it is merged with one other expert (columns).
+
+    Args:
+        frame: percent of the expert's accuracy, tasks by partners; the diagonal, and pairs not merged, are missing.
+
+    Raises:
+        KitError: no pair was merged.
+    """
+    values = frame.to_numpy(dtype=float)
+    if np.isnan(values).all():
+        raise KitError("The frame holds no pair of experts. Merge two experts or more with one another.")
+    reach = max(5.0, float(np.nanmax(np.abs(values - 100))))
+    with style():
+        limits = (100 - reach, 100 + reach)
+        figure, axes = _square(frame, "RdBu", limits, "accuracy kept (% of the expert's)", "{:.0f}", centre=100.0)
+        axes.set(xlabel="merged with the expert of", ylabel="tested on")
+        means = np.nanmean(np.where(np.isnan(values).all(1, keepdims=True), 0.0, values), axis=1)
+        for row, mean in enumerate(means):
+            cell(axes, 30, row, f"{mean:.0f}")
+        cell(axes, 30, -0.8, "mean")
+    said = "; ".join(f"{name} keeps {mean:.1f} on average" for name, mean in zip(frame.index, means, strict=True))
+    row, column = divmod(int(np.nanargmin(values)), values.shape[1])
+    worst = f"least {values[row, column]:.1f} ({frame.index[row]} with {frame.columns[column]})"
+    figure.set_label(f"Map of the accuracy kept in pairs, in percent of the expert's: {said}; {worst}.")
+    return figure
+
+
+def by_block(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean coefficient of each transformer block: columns ``x`` (relative depth), ``y``, ``low``, ``high``.
+
+    Args:
+        frame: coefficients as `coefficients` returns them, experts by tensors in the model's order.
+
+    Returns:
+        A row a block. x is the middle of the block, 0 where the first begins and 1 where the last ends; y is the mean
+        over experts and the block's tensors, low and high the means of the experts with the least and the most. Tensors
+        outside the blocks are left out.
+
+    Raises:
+        KitError: no tensor belongs to a block.
+    """
+    blocks: dict[int, list[str]] = {}
+    for tensor in map(str, frame.columns):
+        parts = tensor.split(".")
+        if "resblocks" in parts:
+            blocks.setdefault(int(parts[parts.index("resblocks") + 1]), []).append(tensor)
+    if not blocks:
+        raise KitError("None of these tensors belongs to a transformer block: their names hold no 'resblocks'.")
+    rows = []
+    for number in sorted(blocks):
+        means = frame[blocks[number]].mean(axis=1)
+        rows.append({"x": (number + 0.5) / len(blocks), "y": means.mean(), "low": means.min(), "high": means.max()})
+    return pd.DataFrame(rows)
+
+
 def _square(
-    frame: pd.DataFrame, colours: str, limits: tuple[float, float], label: str, number: str
+    frame: pd.DataFrame, colours: str, limits: tuple[float, float], label: str, number: str, centre: float = 0.0
 ) -> tuple[Figure, Axes]:
-    """Draw a frame as a map of square cells with a number in each, zero in white; return figure and axes."""
+    """Draw a frame as a map of square cells with a number in each, `centre` in white; return figure and axes."""
     values, (rows, columns) = frame.to_numpy(dtype=float), frame.shape
     side = min(0.5, (WIDTH - 2.2) / columns)  # inches: what the labels and the colour bar leave
     figure = Figure(figsize=(WIDTH, 1.3 + max(side * rows, 2.0)), layout="constrained")
     axes = figure.add_subplot()
-    norm = TwoSlopeNorm(0, *limits)
+    norm = TwoSlopeNorm(centre, *limits)
     drawn = axes.imshow(values, norm=norm, cmap=colours, interpolation="none", aspect="auto")
     size = 8 if columns <= 10 else 5.5
     for row in range(rows):

@@ -37,6 +37,7 @@ def task_wise_adamerging(
     steps: Steps = 500,
     learning_rate: Positive = 1e-3,
     images_per_task: Count = 32,
+    share: Share = 1.0,
     initial: float = 0.3,
     clamp: bool = True,
     objective: Objective = "entropy",
@@ -46,12 +47,15 @@ def task_wise_adamerging(
     r"""Learn one coefficient an expert: :math:`\theta = \theta_0 + \sum_k \lambda_k \tau_k`.
 
     Yang et al. 2024, section 3.2. See `layer_wise_adamerging` for arguments, defaults, errors and trace; here the
-    coefficients in the trace have one column, named "all".
+    coefficients in the trace have one column, named "all", and "path" holds them as used before the first and after
+    each step, [step][expert].
     """
     bank = Bank.of(base, experts)
     raw = bank.vectors.new_full((len(experts), 1), initial)
-    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed)
-    trace = adapt(bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch)
+    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, share=share)
+    trace = adapt(
+        bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch, path=True
+    )
     return _merged(bank, raw, base, ["all"], trace, clamp=clamp)
 
 
@@ -65,6 +69,7 @@ def task_wise_adamerging_plus(
     steps: Steps = 500,
     learning_rate: Positive = 1e-3,
     images_per_task: Count = 32,
+    share: Share = 1.0,
     initial: float = 0.3,
     clamp: bool = True,
     objective: Objective = "entropy",
@@ -79,8 +84,10 @@ def task_wise_adamerging_plus(
     bank = Bank.of(base, experts)
     keep_agreeing(bank.vectors, density)
     raw = bank.vectors.new_full((len(experts), 1), initial)
-    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed)
-    trace = adapt(bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch)
+    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, share=share)
+    trace = adapt(
+        bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch, path=True
+    )
     return _merged(bank, raw, base, ["all"], trace, clamp=clamp)
 
 
@@ -93,6 +100,7 @@ def layer_wise_adamerging(
     steps: Steps = 500,
     learning_rate: Positive = 1e-3,
     images_per_task: Count = 32,
+    share: Share = 1.0,
     initial: float = 0.3,
     clamp: bool = True,
     objective: Objective = "entropy",
@@ -112,6 +120,7 @@ def layer_wise_adamerging(
         steps: Adam steps.
         learning_rate: of Adam, with betas (0.9, 0.999) and no weight decay.
         images_per_task: images of each task in a step.
+        share: of each task's images, the part that is ever seen, drawn once (the paper's Table 9 has 0.001).
         initial: value that every coefficient starts from.
         clamp: hold the coefficients in [0, 1] in the forward pass. FusionBench does not.
         objective: "entropy" of predictions on unlabelled test images, or "cross-entropy" on labelled training images,
@@ -132,7 +141,7 @@ def layer_wise_adamerging(
     """
     bank = Bank.of(base, experts)
     raw = bank.vectors.new_full((len(experts), len(bank.shapes)), initial)
-    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed)
+    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, share=share)
     trace = adapt(bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch)
     return _merged(bank, raw, base, list(bank.shapes), trace, clamp=clamp)
 
@@ -147,6 +156,7 @@ def layer_wise_adamerging_plus(
     steps: Steps = 500,
     learning_rate: Positive = 1e-3,
     images_per_task: Count = 32,
+    share: Share = 1.0,
     initial: float = 0.3,
     clamp: bool = True,
     objective: Objective = "entropy",
@@ -160,7 +170,7 @@ def layer_wise_adamerging_plus(
     bank = Bank.of(base, experts)
     keep_agreeing(bank.vectors, density)
     raw = bank.vectors.new_full((len(experts), len(bank.shapes)), initial)
-    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed)
+    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, share=share)
     trace = adapt(bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch)
     return _merged(bank, raw, base, list(bank.shapes), trace, clamp=clamp)
 

@@ -25,13 +25,15 @@ def adapt(
     learning_rate: float,
     clamp: bool,
     watch: Watch | None = None,
+    path: bool = False,
 ) -> dict[str, Any]:
     """Minimise the loss over the coefficients `raw`, (K, L) or (K, 1), in place.
 
     The loss is the entropy where a batch holds images, the cross-entropy where it holds labels too.
 
     Returns:
-        The trace: "loss", and "stopped" if the optimisation ended early.
+        The trace: "loss", and "stopped" if the optimisation ended early; with `path` also "path", the first column of
+        the coefficients as used, before the first and after each step.
 
     Raises:
         KitError: images that do not match the heads, or fewer batches than steps.
@@ -40,6 +42,8 @@ def adapt(
     losses: list[float] = []
     best, best_raw = math.inf, raw.clone()
     trace: dict[str, Any] = {"loss": losses}
+    if path:
+        trace["path"] = [effective(raw, clamp)[:, 0].tolist()]
     weights = bank.merged(effective(raw, clamp))
     if watch:
         watch(0, weights)
@@ -56,6 +60,8 @@ def adapt(
             best, best_raw = loss, raw.clone()
         raw.grad = gradient
         optimiser.step()
+        if path:
+            trace["path"].append(effective(raw, clamp)[:, 0].tolist())
         weights = bank.merged(effective(raw, clamp))
         if watch:
             watch(step, weights)
