@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergekit_lite import evaluation, seen
+from mergekit_lite import damage, evaluation, seen
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
@@ -128,6 +128,9 @@ def _resolved(suite: "Suite", cell: Cell) -> Cell:
         raise KitError(f"{cell.label}: curve_every={cell.curve_every}, but this method takes no steps. Leave it out.")
     if cell.adapt and "data" not in info.resources:
         raise KitError(f"{cell.label}: `adapt` names tasks, but this method looks at no data. Leave it out.")
+    strange = [task for task in cell.broken if task not in cell.pool]
+    if strange:
+        raise KitError(f"{cell.label}: `broken` names {', '.join(strange)}, which the pool does not. Name its experts.")
     parameters = registry.resolve(cell.method, cell.parameters)
     return cell.model_copy(update={"parameters": parameters, "adapt": adapted_to(cell, parameters)})
 
@@ -148,7 +151,9 @@ def adapted_to(cell: Cell, parameters: Mapping[str, Any]) -> tuple[str, ...]:
 def _key(suite: "Suite", resolved: Cell) -> str:
     looked_at = tuple(dict.fromkeys((*resolved.evaluate, *resolved.adapt)))
     fingerprint = suite.with_expert_seed(resolved.expert_seed).fingerprint(resolved.pool, looked_at)
-    return content_hash({"cell": resolved.model_dump(), "suite": fingerprint, "code": _code(resolved)})
+    # A record from before there were broken experts keeps its name.
+    cell = resolved.model_dump(exclude=None if resolved.broken else {"broken"})
+    return content_hash({"cell": cell, "suite": fingerprint, "code": _code(resolved)})
 
 
 def _code(resolved: Cell) -> str:
@@ -156,6 +161,7 @@ def _code(resolved: Cell) -> str:
     start = resolved.parameters.get("start")  # by its name only: imports do not lead there
     names = [resolved.method] + [info.name for info in registry.all_methods() if info.name == start]
     files = [evaluation.__file__] + ([seen.__file__] if "data" in registry.get(resolved.method).resources else [])
+    files += [damage.__file__] if resolved.broken else []
     return content_hash([*map(registry.code_fingerprint, names), *(code_hash(Path(file)) for file in files)])
 
 
@@ -255,6 +261,8 @@ def _answer(suite: "Suite", job: _Job) -> Record:
     }
     resources = {name: offered[name]() for name in info.resources if name in offered}
     experts = {task: suite.experts[task] for task in cell.pool}
+    for task, how in cell.broken.items():
+        experts[task] = damage.Broken(suite.base, experts[task], how, task, cell.seed)
 
     begun = time.perf_counter()
     merged = info.function(suite.base, experts, **resources, **cell.parameters)

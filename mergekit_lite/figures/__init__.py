@@ -7,7 +7,17 @@ Each function writes what it drew into the figure's label, in words and numbers:
 """
 
 from mergekit_lite.figures.accuracy import accuracy_bars, accuracy_heatmap, adaptation_curve, agreement, agreement_frame
+from mergekit_lite.figures.frank_wolfe import (
+    choice_frame,
+    choice_map,
+    descent_bars,
+    descents,
+    frank_wolfe_trace,
+    most_chosen,
+    variant_bars,
+)
 from mergekit_lite.figures.pictures import gallery
+from mergekit_lite.figures.pools import memory_curves, pool_curves, pool_dots
 from mergekit_lite.figures.style import LOOKS, SPARE, figure_html, look, show
 from mergekit_lite.figures.vectors import coefficient_map, coefficients, cosine_heatmap, transfer, transfer_heatmap
 
@@ -19,13 +29,23 @@ __all__ = [
     "adaptation_curve",
     "agreement",
     "agreement_frame",
+    "choice_frame",
+    "choice_map",
     "coefficient_map",
     "coefficients",
     "cosine_heatmap",
+    "descent_bars",
+    "descents",
     "figure_html",
+    "frank_wolfe_trace",
     "gallery",
     "look",
+    "memory_curves",
+    "most_chosen",
+    "pool_curves",
+    "pool_dots",
     "show",
     "transfer",
     "transfer_heatmap",
+    "variant_bars",
 ]
