@@ -23,6 +23,8 @@ NUMBERS = {
     "eight-simple-average": 52.27,
     "eight-task-arithmetic": 63.37,
     "eight-ties": 64.47,
+    "eight-tsv": 66.97,
+    "eight-regmean": 68.87,
     "eight-task-wise": 65.57,
     "eight-layer-wise": 76.67,
     "eight-individual": 87.77,
@@ -90,6 +92,8 @@ def copy_of_the_book(to: Path) -> Path:
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, to / name)
     shutil.copytree(ROOT / "book", to / "book", ignore=shutil.ignore_patterns("_build"))
+    # the method pages show functions of the library
+    shutil.copytree(ROOT / "mergekit_lite/methods", to / "mergekit_lite/methods")
     return to
 
 
