@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -183,7 +184,8 @@ def _compute_all(suite: "Suite", jobs: list[_Job], *, known: int, workers: int |
         for job, outcome in outcomes:
             try:
                 record = records[job.key] = outcome()
-                tell(f"{job.cell.label}: {record.average:.1f} % in {sum(record.seconds.values()):.0f} s")
+                name = textwrap.shorten(job.cell.label, 90, placeholder=" …)")  # a line of a notebook
+                tell(f"{name}: {record.average:.1f} % in {sum(record.seconds.values()):.0f} s")
             except Exception as error:
                 failures.append((job, error))
                 tell(f"{job.cell.label}: failed")

@@ -55,13 +55,13 @@ def choice_frame(record: "Record") -> pd.DataFrame:
 
 
 def choice_map(record: "Record") -> Figure:
-    """Draw `choice_frame`; a line parts the vertices whose tasks make up the loss from the others."""
+    """Draw `choice_frame`; bold and above the line stand the vertices whose tasks make up the loss."""
     frame = choice_frame(record)
     values, seen = frame.to_numpy(), [name for name in record.cell.adapt if name in frame.index]
     rows, columns = values.shape
     with style():
         width = min(WIDTH, 2.6 + 0.46 * columns)
-        figure = Figure(figsize=(width, 1.0 + 0.23 * rows), layout="constrained")
+        figure = Figure(figsize=(width, max(1.8, 1.0 + 0.23 * rows)), layout="constrained")
         axes = figure.add_subplot()
         high = max(1.0, float(values.max()))
         drawn = axes.imshow(values, cmap="Blues", vmin=0, vmax=high, aspect="auto", interpolation="none")
@@ -81,7 +81,7 @@ def choice_map(record: "Record") -> Figure:
             axes.axhline(len(seen) - 0.5, color=INK, linewidth=1.2)
         axes.tick_params(which="both", length=0, labelsize=8)
         axes.set_xlabel("iteration")
-        axes.set_ylabel("vertex (bold: in the loss)")
+        axes.set_ylabel("vertex")
         bar = figure.colorbar(drawn, ax=axes, pad=0.02, aspect=30)
         bar.set_label("coefficient" if "inner" in record.trace else "share of tensors")
         bar.outline.set_visible(False)

@@ -1,6 +1,8 @@
 """Figures over pools: accuracy against the number of models, memory against it, and pools with broken experts."""
 
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +12,6 @@ from matplotlib.figure import Figure
 from mergekit_lite.errors import KitError
 from mergekit_lite.figures.style import INK, PALE, WIDTH, Look, look, style
 from mergekit_lite.methods import registry
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 KINDS = (
     Look("#222222", "o", "", "-"),
@@ -46,7 +45,7 @@ def pool_curves(ours: pd.DataFrame, theirs: pd.DataFrame | None = None, *, added
         else:
             left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
             _curves(right, theirs)
-            right.set_title(f"published: {_broken_line(theirs.attrs['label'])}", fontsize=7.5)
+            right.set_title(textwrap.fill(f"published: {theirs.attrs['label']}", 36), fontsize=7.5)
             panels = [right]
         _curves(left, ours)
         left.set_title("measured here", fontsize=7.5)
@@ -86,15 +85,6 @@ def _ends(frame: pd.DataFrame, where: str) -> str:
         ends = f"{first['accuracy']:.1f} at {first['added']:.0f} to {last['accuracy']:.1f} at {last['added']:.0f}"
         said.append(f"{registry.get(str(name)).title} from {ends}")
     return f"In {where}: {'; '.join(said)}." if where != "measured" else f"Measured: {'; '.join(said)}."
-
-
-def _broken_line(label: str) -> str:
-    """Return a long label in two lines, broken at the comma nearest to its middle."""
-    places = [place for place, letter in enumerate(label) if letter == ","]
-    if not places:
-        return label
-    middle = min(places, key=lambda place: abs(place - len(label) // 2))
-    return f"{label[: middle + 1]}\n{label[middle + 2 :]}"
 
 
 def memory_curves(frame: pd.DataFrame, model_mib: float) -> Figure:
@@ -165,8 +155,8 @@ def pool_dots(frame: pd.DataFrame, evaluated: str) -> Figure:
         axes.set_axisbelow(True)
         figure.legend(loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     said = []
-    for title, values in zip(titles, frame.to_numpy(dtype=float), strict=True):
-        pairs = zip(frame.columns, values, strict=True)
+    for title, row_values in zip(titles, frame.to_numpy(dtype=float), strict=True):
+        pairs = zip(frame.columns, row_values, strict=True)
         said.append(f"{title}: " + ", ".join(f"{kind} {value:.1f}" for kind, value in pairs))
     figure.set_label(f"Accuracy in percent over {evaluated} by kind of pool. {'; '.join(said)}.")
     return figure
