@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import Pico
 
-from mergekit_lite import study
+from mergekit_lite import damage, evaluation, study
 from mergekit_lite.damage import Broken
 from mergekit_lite.errors import KitError
 from mergekit_lite.records import Cell
@@ -43,7 +43,7 @@ def test_shuffling_keeps_every_entry(pico: Pico) -> None:
 
 def test_an_expert_that_is_the_base_stays_the_base(pico: Pico) -> None:
     for how in ("noise", "shuffled"):
-        broken = Broken(pico.base, pico.base, how, "digits")  # type: ignore[arg-type]
+        broken = Broken(pico.base, pico.base, how, "digits")
         torch.testing.assert_close(dict(broken), pico.base)
 
 
@@ -73,7 +73,7 @@ def test_a_broken_expert_changes_the_key_and_a_sound_pool_keeps_it(monkeypatch: 
         for one in (cell(), cell(broken={"digits": "noise"}), cell(broken={"digits": "shuffled"}))
     ]
     assert len(set(keys)) == 3
-    monkeypatch.setattr(study.damage, "__file__", study.evaluation.__file__)
+    monkeypatch.setattr(damage, "__file__", evaluation.__file__)
     assert study.cell_key(suite, cell()) == keys[0]
     assert study.cell_key(suite, cell(broken={"digits": "noise"})) != keys[1]
 
