@@ -60,8 +60,9 @@ class _Job:
     def cost(self) -> tuple[bool, int, int]:
         """Sorts the cells that take long before the others, so that none of them is left over for the end."""
         adaptive = registry.get(self.cell.method).access is not registry.Access.NONE
-        steps = self.resolved.parameters.get("steps", 0)
-        return adaptive, steps * len(self.cell.pool), len(self.cell.evaluate)
+        given = self.resolved.parameters
+        steps = given.get("steps") or given.get("iterations", 0) * (1 + given.get("inner_steps", 0))
+        return adaptive, steps * len(self.resolved.adapt), len(self.cell.evaluate)
 
 
 def cell_key(suite: "Suite", cell: Cell) -> str:
