@@ -33,6 +33,9 @@ SPELLING = {
 }
 """Our method names and how the file spells the same method."""
 
+CURVES = {"FW-Merging": "soft_frank_wolfe"}
+"""What the scaling figures call a method where tables say more; the authors' scripts for these figures run this one."""
+
 MAIN_TABLE = {
     ("AdaMerging", "ViT-B-32", "eight"): "Table 1",
     ("AdaMerging", "ViT-B-16", "eight"): "appendix ViT-B/16",
@@ -105,7 +108,7 @@ def published(
         if rows.empty:
             raise KitError(f"{paper}'s {wanted} has no rows of the family {family!r}. Families there are: {there}.")
     rows = rows.reset_index(drop=True)
-    ours = {theirs: name for name, theirs in SPELLING.items()}
+    ours = {theirs: name for name, theirs in SPELLING.items()} | CURVES
     rows.insert(0, "name", [ours.get(method) for method in rows["method"]])
     label(rows)  # refuses rows of two families
     return rows
@@ -126,10 +129,6 @@ def label(rows: pd.DataFrame) -> str:
     where = table if name in table else f"{table}, {name}"
     doubt = DOUBTFUL.get(rows["trust"].iloc[0], "") if rows["trust"].nunique() == 1 else ""
     return f"{paper} {where} ({family}{doubt})"
-
-
-CURVES = {"FW-Merging": "soft_frank_wolfe"}
-"""What the scaling figures call a method where tables say more; the authors' scripts for these figures run this one."""
 
 
 def scaling(setting: str, model: str = "ViT-B-32", paper: str = "FW-Merging") -> pd.DataFrame:
