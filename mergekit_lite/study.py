@@ -185,7 +185,7 @@ def _compute_all(suite: "Suite", jobs: list[_Job], *, known: int, workers: int |
         for job, outcome in outcomes:
             try:
                 record = records[job.key] = outcome()
-                name = textwrap.shorten(job.cell.label, 90, placeholder=" …)")  # a line of a notebook
+                name = textwrap.shorten(job.cell.label, 60, placeholder=" …)")  # a line of a notebook
                 tell(f"{name}: {record.average:.1f} % in {sum(record.seconds.values()):.0f} s")
             except Exception as error:
                 failures.append((job, error))
