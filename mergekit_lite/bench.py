@@ -92,7 +92,7 @@ class Bench:
     def cell(self, cell: Cell) -> float:
         """Return the predicted seconds of one cell: merging, and measuring as often as its curve asks for."""
         parameters = registry.resolve(cell.method, cell.parameters)
-        steps = parameters.get("steps", 0)
+        steps = parameters.get(_loop(cell, parameters), 0)
         points = 1 + (math.ceil(steps / cell.curve_every) if cell.curve_every else 0)
         images = sum(self.suite.sizes[task][1] for task in cell.evaluate)
         return self._merging(cell, parameters) + points * images * self._measuring()
@@ -111,20 +111,29 @@ class Bench:
 
     def _merging(self, cell: Cell, parameters: dict[str, Any]) -> float:
         info = registry.get(cell.method)
-        adaptive = "steps" in parameters and "data" in info.resources
+        loop = _loop(cell, parameters)
         experts = dict.fromkeys(cell.pool, self.suite.base)  # what the numbers are does not change the time
         tasks, access = adapted_to(cell, parameters), info.access_with(parameters)
         resources = {"data": NoiseData(self.suite, tasks, access, self._noise)} if "data" in info.resources else {}
 
         def merge(count: int) -> None:
-            given = {**parameters, "steps": count} if adaptive else parameters
+            given = {**parameters, loop: count} if loop else parameters
             info.function(self.suite.base, experts, **resources, **given)
 
-        name = repr((cell.method, sorted((parameters | {"steps": None}).items()), len(cell.pool)))
+        # Numbers with a fraction, such as learning rates, and the count itself do not change the time of a step.
+        kind = {key: value for key, value in parameters.items() if key != loop and not isinstance(value, float)}
+        name = repr((cell.method, sorted(kind.items()), len(cell.pool), len(tasks)))
         if name not in self._known:
             # A merge without steps is done just once after the warm-up, however short it was.
-            self._known[name] = seconds_each(merge, LONG_ENOUGH if adaptive else 0.0)
-        return self._known[name] * (parameters["steps"] if adaptive else 1)
+            self._known[name] = seconds_each(merge, LONG_ENOUGH if loop else 0.0)
+        return self._known[name] * (parameters[loop] if loop else 1)
+
+
+def _loop(cell: Cell, parameters: dict[str, Any]) -> str:
+    """Return the parameter that says how often a method does the same again, or nothing."""
+    if "data" not in registry.get(cell.method).resources:
+        return ""
+    return next((name for name in ("steps", "iterations") if name in parameters), "")
 
 
 @dataclass(frozen=True)

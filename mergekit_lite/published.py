@@ -33,6 +33,9 @@ SPELLING = {
 }
 """Our method names and how the file spells the same method."""
 
+CURVES = {"FW-Merging": "soft_frank_wolfe"}
+"""What the scaling figures call a method where tables say more; the authors' scripts for these figures run this one."""
+
 MAIN_TABLE = {
     ("AdaMerging", "ViT-B-32", "eight"): "Table 1",
     ("AdaMerging", "ViT-B-16", "eight"): "appendix ViT-B/16",
@@ -66,7 +69,11 @@ def spelling(method: str) -> str:
 
 
 def published(
-    model: str = "ViT-B-32", setting: str = "eight", paper: str = "AdaMerging", table: str | None = None
+    model: str = "ViT-B-32",
+    setting: str = "eight",
+    paper: str = "AdaMerging",
+    table: str | None = None,
+    family: str | None = None,
 ) -> pd.DataFrame:
     """Return the rows of one published table, and so of one family of checkpoints.
 
@@ -75,6 +82,7 @@ def published(
         setting: what was merged and evaluated, for instance ``eight`` or ``twenty``.
         paper: short name of the work, as in the file.
         table: table of that paper; None takes its main table, or its only one.
+        family: take the rows of this family only, where a paper printed rows of several into one table.
 
     Returns:
         A frame with the columns of the file (accuracy in percent) and ``name``: our name of the method, or missing.
@@ -93,8 +101,14 @@ def published(
     wanted = table or MAIN_TABLE.get((paper, model, setting)) or (tables[0] if len(tables) == 1 else None)
     if wanted not in tables:
         raise KitError(f"{paper} has no table {wanted!r} for {model}, {setting}. Name one of: {'; '.join(tables)}.")
-    rows = rows[rows["table"] == wanted].reset_index(drop=True)
-    ours = {theirs: name for name, theirs in SPELLING.items()}
+    rows = rows[rows["table"] == wanted]
+    if family is not None:
+        there = ", ".join(sorted(set(rows["family"])))
+        rows = rows[rows["family"] == family]
+        if rows.empty:
+            raise KitError(f"{paper}'s {wanted} has no rows of the family {family!r}. Families there are: {there}.")
+    rows = rows.reset_index(drop=True)
+    ours = {theirs: name for name, theirs in SPELLING.items()} | CURVES
     rows.insert(0, "name", [ours.get(method) for method in rows["method"]])
     label(rows)  # refuses rows of two families
     return rows
@@ -115,6 +129,68 @@ def label(rows: pd.DataFrame) -> str:
     where = table if name in table else f"{table}, {name}"
     doubt = DOUBTFUL.get(rows["trust"].iloc[0], "") if rows["trust"].nunique() == 1 else ""
     return f"{paper} {where} ({family}{doubt})"
+
+
+def scaling(setting: str, model: str = "ViT-B-32", paper: str = "FW-Merging") -> pd.DataFrame:
+    """Return published averages against the number of models added to a pool, read off a figure.
+
+    Args:
+        setting: ``irrelevant`` or ``relevant``: the file's settings are these with the number of models behind them.
+        model: as for `published`.
+        paper: as for `published`.
+
+    Returns:
+        A row for each added model count and method: ``name`` (ours, or missing), ``method``, ``added``, ``accuracy``
+        in percent. ``frame.attrs["label"]`` says whose numbers these are.
+
+    Raises:
+        KitError: nothing of that kind was published.
+    """
+    reported = _reported()
+    found = reported["setting"].str.extract(rf"^{setting}-(\d+)$")[0]
+    rows = reported[(reported["paper"] == paper) & (reported["model"] == model) & found.notna()]
+    if rows.empty:
+        raise KitError(
+            f"{paper} published no curve {setting!r} for {model}. Take 'irrelevant' or 'relevant', ViT-B-32."
+        )
+    ours = {theirs: name for name, theirs in SPELLING.items()} | CURVES
+    frame = pd.DataFrame(
+        {
+            "name": [ours.get(method) for method in rows["method"]],
+            "method": list(rows["method"]),
+            "added": found[rows.index].astype(int).to_numpy(),
+            "accuracy": rows["accuracy"].to_numpy(),
+        }
+    ).sort_values(["added", "method"], ignore_index=True)
+    frame.attrs["label"] = label(rows)
+    return frame
+
+
+def beside(methods: Sequence[str], model: str, setting: str, family: str) -> pd.DataFrame:
+    """Return every published average of our `methods` in one setting and family, whichever paper it stands in.
+
+    Args:
+        methods: our names.
+        model: as for `published`.
+        setting: as for `published`; the settings ``relevant-16`` and ``twenty`` are the same question, and both count.
+        family: of checkpoints: numbers of two families never stand in one column.
+
+    Returns:
+        A row for each number: ``name``, ``accuracy``, ``where`` (paper and table, with the doubt of its source).
+    """
+    same = {"twenty": ["twenty", "relevant-16"]}.get(setting, [setting])
+    reported = _reported()
+    rows = reported[(reported["model"] == model) & reported["setting"].isin(same) & (reported["family"] == family)]
+    rows = rows[rows["task"] == "average"]
+    ours = {theirs: name for name, theirs in SPELLING.items()} | CURVES
+    texts = rows[["method", "paper", "table", "trust"]].itertuples(index=False)
+    named = [
+        (ours[method], accuracy, f"{paper}, {table}{DOUBTFUL.get(trust, '')}")
+        for (method, paper, table, trust), accuracy in zip(texts, rows["accuracy"], strict=True)
+        if ours.get(method) in methods
+    ]
+    named.sort(key=lambda found: methods.index(found[0]))
+    return pd.DataFrame(named, columns=["name", "accuracy", "where"])
 
 
 def average(rows: pd.DataFrame, method: str) -> float | None:

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,6 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergekit_lite.cache import written_whole
+from mergekit_lite.damage import Damage
+from mergekit_lite.errors import KitError
 
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -22,7 +25,7 @@ class Cell(BaseModel):
 
     A method that looks at data sees that of the tasks `adapt`; where none are named, of those in pool and evaluation
     both, or of the whole pool if these have nothing in common. Calibration inputs are always those of the pool: each
-    expert is shown its own.
+    expert is shown its own. The experts named in `broken` have learnt nothing, see `damage.Broken`.
 
     With a `corruption`, such as "motion_blur", all test images are corrupted (`mergekit_lite.corruptions`, severity 2):
     those that the accuracy is measured on and those that a method adapts to. Training images stay clean.
@@ -35,6 +38,7 @@ class Cell(BaseModel):
     pool: tuple[str, ...]
     evaluate: tuple[str, ...]
     adapt: tuple[str, ...] = ()
+    broken: dict[str, Damage] = {}
     seed: int = 0
     expert_seed: int = Field(default=0, ge=0, description="which training run the experts are from")
     corruption: str = Field(default="", description="of the test images; empty: they are as they are")
@@ -110,6 +114,17 @@ class Record(BaseModel):
     def average(self) -> float:
         """The mean over the evaluated tasks, in percent."""
         return sum(self.accuracy.values()) / len(self.accuracy)
+
+    def on(self, tasks: Sequence[str]) -> "Record":
+        """Return this record with the accuracy on `tasks` alone, in that order; all else stays as it is.
+
+        Raises:
+            KitError: the record was not evaluated on one of them.
+        """
+        missing = [task for task in tasks if task not in self.accuracy]
+        if missing:
+            raise KitError(f"{self.title} was evaluated on {', '.join(self.accuracy)}, not on {', '.join(missing)}.")
+        return self.model_copy(update={"accuracy": {task: self.accuracy[task] for task in tasks}})
 
 
 def read_record(path: Path, key: str) -> Record | str | None:

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergekit_lite import corruptions, evaluation, seen
+from mergekit_lite import corruptions, damage, evaluation, seen
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
@@ -59,8 +60,9 @@ class _Job:
     def cost(self) -> tuple[bool, int, int]:
         """Sorts the cells that take long before the others, so that none of them is left over for the end."""
         adaptive = registry.get(self.cell.method).access is not registry.Access.NONE
-        steps = self.resolved.parameters.get("steps", 0)
-        return adaptive, steps * len(self.cell.pool), len(self.cell.evaluate)
+        given = self.resolved.parameters
+        steps = given.get("steps") or given.get("iterations", 0) * (1 + given.get("inner_steps", 0))
+        return adaptive, steps * len(self.resolved.adapt), len(self.cell.evaluate)
 
 
 def cell_key(suite: "Suite", cell: Cell) -> str:
@@ -130,6 +132,9 @@ def _resolved(suite: "Suite", cell: Cell) -> Cell:
         raise KitError(f"{cell.label}: `adapt` names tasks, but this method looks at no data. Leave it out.")
     if cell.corruption:
         corruptions.check(cell.corruption)
+    strange = [task for task in cell.broken if task not in cell.pool]
+    if strange:
+        raise KitError(f"{cell.label}: `broken` names {', '.join(strange)}, which the pool does not. Name its experts.")
     parameters = registry.resolve(cell.method, cell.parameters)
     return cell.model_copy(update={"parameters": parameters, "adapt": adapted_to(cell, parameters)})
 
@@ -150,8 +155,9 @@ def adapted_to(cell: Cell, parameters: Mapping[str, Any]) -> tuple[str, ...]:
 def _key(suite: "Suite", resolved: Cell) -> str:
     looked_at = tuple(dict.fromkeys((*resolved.evaluate, *resolved.adapt)))
     fingerprint = _suite_of(suite, resolved).fingerprint(resolved.pool, looked_at)
-    # Without one, a corruption is left out, so that records from before there were any keep their names.
-    question = resolved.model_dump(exclude=None if resolved.corruption else {"corruption"})
+    # What is not used is left out, so that records from before it was there keep their names.
+    unused = {name for name in ("corruption", "broken") if not getattr(resolved, name)}
+    question = resolved.model_dump(exclude=unused)
     return content_hash({"cell": question, "suite": fingerprint, "code": _code(resolved)})
 
 
@@ -165,6 +171,7 @@ def _code(resolved: Cell) -> str:
     start = resolved.parameters.get("start")  # by its name only: imports do not lead there
     names = [resolved.method] + [info.name for info in registry.all_methods() if info.name == start]
     files = [evaluation.__file__] + ([seen.__file__] if "data" in registry.get(resolved.method).resources else [])
+    files += [damage.__file__] if resolved.broken else []
     return content_hash([*map(registry.code_fingerprint, names), *(code_hash(Path(file)) for file in files)])
 
 
@@ -186,7 +193,8 @@ def _compute_all(suite: "Suite", jobs: list[_Job], *, known: int, workers: int |
         for job, outcome in outcomes:
             try:
                 record = records[job.key] = outcome()
-                tell(f"{job.cell.label}: {record.average:.1f} % in {sum(record.seconds.values()):.0f} s")
+                name = textwrap.shorten(job.cell.label, 60, placeholder=" …)")  # a line of a notebook
+                tell(f"{name}: {record.average:.1f} % in {sum(record.seconds.values()):.0f} s")
             except Exception as error:
                 failures.append((job, error))
                 tell(f"{job.cell.label}: failed")
@@ -264,6 +272,8 @@ def _answer(suite: "Suite", job: _Job) -> Record:
     }
     resources = {name: offered[name]() for name in info.resources if name in offered}
     experts = {task: suite.experts[task] for task in cell.pool}
+    for task, how in cell.broken.items():
+        experts[task] = damage.Broken(suite.base, experts[task], how, task, cell.seed)
 
     begun = time.perf_counter()
     merged = info.function(suite.base, experts, **resources, **cell.parameters)

@@ -165,6 +165,27 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str | float]], cap
     return _table([_head(head) for head in heads], body, caption)
 
 
+def sources_table(records: Sequence["Record"], theirs: pd.DataFrame, family: str) -> HTML:
+    """Return a table of published averages beside ours, each with the place where it stands.
+
+    Args:
+        records: ours, all on the same tasks.
+        theirs: `published.beside` of their methods.
+        family: of the published checkpoints.
+    """
+    count = len(shared_tasks(records))
+    rows = []
+    for record in records:
+        found = theirs[theirs["name"] == record.cell.method]
+        for value, where in zip(found["accuracy"], found["where"], strict=True):
+            rows.append([_title(record.title), _text(record.access), _number(record.average), _number(value)])
+            rows[-1].append(_text(where))
+    heads = [_head(text) for text in ("method", "data access", "here", f"published ({family})", "where")]
+    return _table(
+        heads, rows, f"Averages over {count} tasks in percent, with every published one of the family {family}."
+    )
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:
     # "dataframe" is the class by which Jupyter and the book's theme know a table, in light and in dark mode.
     body = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)

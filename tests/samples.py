@@ -20,7 +20,13 @@ TENSORS = (
 def record(method: str, title: str, accuracy: tuple[float, ...], **more: Any) -> Record:
     """Return a record of `method` with accuracy in percent for each of `TASKS`."""
     pool = more.pop("pool", TASKS)
-    cell = Cell(method=method, parameters=more.pop("parameters", {}), pool=pool, evaluate=TASKS)
+    cell = Cell(
+        method=method,
+        parameters=more.pop("parameters", {}),
+        pool=pool,
+        evaluate=TASKS,
+        adapt=more.pop("adapt", ()),
+    )
     return Record(
         key="0" * 16,
         suite="fake",
@@ -64,6 +70,47 @@ def records() -> list[Record]:
         adapted,
         record("individual", "Individual experts", (90.0, 95.0, 99.0)),
     ]
+
+
+def hard() -> Record:
+    """Return a hard Frank-Wolfe run over whole models: two tasks in the loss, two iterations, three vertices."""
+    return record(
+        "hard_frank_wolfe",
+        "FW-Merging (hard)",
+        (60.0, 66.0, 30.0),
+        adapt=("signs", "scenes"),
+        parameters={"oracle": "inner product", "granularity": "model"},
+        trace={
+            "vertices": ["digits", "scenes", "signs"],
+            "tensors": TENSORS,
+            "loss": [4.0, 2.0],
+            "gap": [3.0, 0.5],
+            "chosen": ["scenes", "signs"],
+            "scores": [{"digits": 1.5, "scenes": -2.0, "signs": 0.0}, {"digits": 1.0, "scenes": 0.2, "signs": 0.0}],
+        },
+        curve=[CurvePoint(step=step, accuracy=dict.fromkeys(TASKS, 40.0 + 6 * step)) for step in range(3)],
+    )
+
+
+def soft() -> Record:
+    """Return a soft run that picks tensor by tensor: two picks an iteration, one of them with tensors that stay."""
+    half = [*["scenes"] * 4, *["digits"] * (len(TENSORS) - 5), None]
+    return record(
+        "soft_frank_wolfe",
+        "FW-Merging (soft)",
+        (70.0, 80.0, 50.0),
+        adapt=("signs", "scenes"),
+        parameters={"oracle": "cosine", "granularity": "tensor"},
+        trace={
+            "vertices": ["digits", "scenes", "signs"],
+            "tensors": TENSORS,
+            "loss": [4.0],
+            "gap": [-0.5],
+            "chosen": [[["signs"] * len(TENSORS), half]],
+            "scores": [[{"digits": 1.0, "scenes": 0.0, "signs": -1.0}]],
+            "inner": [{"loss": [2.0], "coefficients": [[0.5], [0.7] * len(TENSORS)]}],
+        },
+    )
 
 
 def experts() -> list[Record]:

@@ -3,6 +3,7 @@
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import fakes
 import pytest
@@ -95,6 +96,17 @@ def test_a_long_adaptation_is_predicted_within_a_factor_of_two(tmp_path: Path, c
     assert time.perf_counter() - begun < 8
     (record,) = study.run(suite, [cell], workers=1, folder=tmp_path / "records")
     assert 0.4 < predicted / sum(record.seconds.values()) < 2.5  # two, and some room for other tests beside this one
+
+
+def test_of_frank_wolfe_an_iteration_is_timed_not_all_of_them(cache: Path) -> None:
+    clock = bench.Bench(fakes.fake_suite())
+    names = ("digits", "signs")
+    given: dict[str, Any] = {"iterations": 10**7, "samples": 4, "start": "base"}
+    cell = Cell(method="hard_frank_wolfe", parameters=given, pool=names, evaluate=names)
+    long = clock.cell(cell)
+    assert long > 1000  # predicted in moments
+    shorter = cell.model_copy(update={"parameters": given | {"scaling": 0.5, "iterations": 10**6}})
+    assert clock.cell(shorter) == pytest.approx(long / 10, rel=0.01)  # timed once for both
 
 
 def test_jobs_are_spread_over_workers_longest_first() -> None:

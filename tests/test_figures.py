@@ -18,8 +18,23 @@ from PIL import Image
 
 from mergekit_lite import figures
 from mergekit_lite.errors import KitError
-from mergekit_lite.published import published
+from mergekit_lite.published import published, scaling
 
+POOLS = pd.DataFrame(
+    [
+        ("task_arithmetic", 0, 70.0), ("task_arithmetic", 4, 50.0),
+        ("soft_frank_wolfe", 0, 75.0), ("soft_frank_wolfe", 4, 74.5),
+    ],
+    columns=["name", "added", "accuracy"],
+)  # fmt: skip
+MEMORY = pd.DataFrame(
+    [("task_arithmetic", 4, 500.0), ("task_arithmetic", 8, 501.0), ("layer_wise_adamerging", 4, 520.0),
+     ("layer_wise_adamerging", 8, 534.0)],
+    columns=["name", "pool", "mib"],
+)  # fmt: skip
+KINDS_OF_POOLS = pd.DataFrame(
+    {"alone": [70.0, 80.0], "and 4 of noise": [69.0, 79.5]}, index=["task_arithmetic", "layer_wise_adamerging"]
+)
 KINDS: dict[str, Callable[[], Figure]] = {
     "bars": lambda: figures.accuracy_bars(samples.records(), published()),
     "bars alone": lambda: figures.accuracy_bars(samples.records()),
@@ -30,6 +45,17 @@ KINDS: dict[str, Callable[[], Figure]] = {
     "gallery of two rows": lambda: figures.gallery(samples.suite(), samples.TASKS, rows=2),
     "transfer": lambda: figures.transfer_heatmap(samples.experts(), samples.records()[0]),
     "cosines": lambda: figures.cosine_heatmap(samples.geometry()),
+    "vertices of a hard run": lambda: figures.choice_map(samples.hard()),
+    "vertices of a soft run": lambda: figures.choice_map(samples.soft()),
+    "promises": lambda: figures.descent_bars(samples.hard()),
+    "Frank-Wolfe": lambda: figures.frank_wolfe_trace({"hard": samples.hard(), "soft": samples.soft()}),
+    "variants": lambda: figures.variant_bars(
+        {"Hard": {"one": samples.hard()}, "Soft": {"two": samples.soft()}}, {"Zero-shot": samples.records()[0]}
+    ),
+    "pools": lambda: figures.pool_curves(POOLS, scaling("irrelevant"), added="irrelevant experts", evaluated="3 tasks"),
+    "pools alone": lambda: figures.pool_curves(POOLS, added="experts", evaluated="3 tasks"),
+    "memory": lambda: figures.memory_curves(MEMORY, 3.5),
+    "kinds of pools": lambda: figures.pool_dots(KINDS_OF_POOLS, "3 tasks"),
     "twenty cosines": lambda: figures.cosine_heatmap(samples.geometry(20)),
     "pairs": lambda: figures.pair_heatmap(kept()),
     "lines": lambda: figures.lines(curves(), xlabel="coefficient", ylabel="average accuracy (%)"),
@@ -392,3 +418,82 @@ def test_nothing_is_cut_off_at_the_edges(kind: str) -> None:
         assert min(box.x0, box.y0) > -1
         assert box.x1 < width + 1
         assert box.y1 < height + 1
+
+
+def test_vertices_of_the_loss_stand_first_and_shares_add_up() -> None:
+    frame = figures.choice_frame(samples.hard())
+    assert list(frame.index) == ["signs", "scenes", "digits"]
+    np.testing.assert_allclose(frame, [[0, 1], [1, 0], [0, 0]])
+    soft = figures.choice_frame(samples.soft())[1]
+    tensors = len(samples.TENSORS)
+    assert soft["signs"] == pytest.approx(0.5)
+    assert soft["scenes"] == pytest.approx(0.7 * 4 / tensors)
+    assert soft["digits"] == pytest.approx(0.7 * (tensors - 5) / tensors)  # one tensor stayed
+    assert figures.most_chosen(samples.hard(), ("signs", "scenes")) == pytest.approx((2, 0))
+    with pytest.raises(KitError, match=r"Task Arithmetic says nothing of vertices\. Show hard or soft"):
+        figures.choice_map(samples.records()[2])
+
+
+def test_vertex_map_prints_what_was_chosen_and_says_who_never_was() -> None:
+    figure = figures.choice_map(samples.hard())
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "1.00"]
+    bold = [label.get_text() for label in figure.axes[0].get_yticklabels() if label.get_fontweight() == "bold"]
+    assert bold == ["signs", "scenes"]
+    assert "1 of 3 vertices were never chosen" in str(figure.get_label())
+
+
+def test_promises_follow_from_gap_and_scores() -> None:
+    promises = figures.descents(samples.hard())
+    assert promises.to_dict() == {"scenes": 3.0, "signs": 1.0, "digits": -0.5}
+    assert figures.descents(samples.hard(), 2).idxmax() == "signs"
+    axes = figures.descent_bars(samples.hard()).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["scenes", "signs", "digits"]
+    with pytest.raises(KitError, match="only inner products with whole models"):
+        figures.descents(samples.soft())
+    with pytest.raises(KitError, match="ran 2 iterations; there is no number 3"):
+        figures.descents(samples.hard(), 3)
+
+
+def test_frank_wolfe_trace_shows_accuracy_loss_per_task_and_gap() -> None:
+    above, middle, below = figures.frank_wolfe_trace({"hard": samples.hard(), "soft": samples.soft()}).axes
+    assert list(above.lines[0].get_ydata()) == [40.0, 46.0, 52.0]  # type: ignore[arg-type]
+    assert len(above.lines) == 1  # the soft run has no curve
+    assert list(middle.lines[0].get_ydata()) == [2.0, 1.0]  # type: ignore[arg-type]
+    assert list(below.lines[1].get_ydata()) == [-0.5]  # type: ignore[arg-type]
+    with pytest.raises(KitError, match="6 runs cannot be told apart"):
+        figures.frank_wolfe_trace({str(number): samples.hard() for number in range(6)})
+    with pytest.raises(KitError, match="Pre-trained has no duality gap"):
+        figures.frank_wolfe_trace({"base": samples.records()[0]})
+
+
+def test_variants_stand_in_groups_with_references_drawn_through() -> None:
+    axes = KINDS["variants"]().axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([52.0, 66.666667])  # type: ignore[attr-defined]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Hard", "one", "Soft", "two"]
+    assert list(axes.lines[0].get_xdata()) == [40.0, 40.0]  # type: ignore[arg-type]
+
+
+def test_pool_curves_keep_the_published_ones_in_a_panel_of_their_own() -> None:
+    ours, theirs = KINDS["pools"]().axes
+    assert [line.get_label() for line in ours.lines] == ["Task Arithmetic", "FW-Merging (soft)"]
+    assert list(ours.lines[0].get_ydata()) == [70.0, 50.0]  # type: ignore[arg-type]
+    assert len(theirs.lines) == 5
+    assert "FB; read off a figure" in theirs.get_title(loc="left").replace("\n", " ")
+    assert len(KINDS["pools alone"]().axes) == 1
+    with pytest.raises(KitError, match="no point to draw"):
+        figures.pool_curves(POOLS[:0], added="experts", evaluated="3 tasks")
+
+
+def test_memory_is_drawn_above_the_smallest_pool_with_the_size_of_the_pool() -> None:
+    axes = KINDS["memory"]().axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines[:3]] == [[0, 1], [0, 14], [0, 14]]  # type: ignore[arg-type]
+    assert axes.lines[2].get_label() == "the added experts alone"
+
+
+def test_kinds_of_pools_are_marks_beside_each_other() -> None:
+    alone, noise = KINDS["kinds of pools"]().axes[0].lines[:2]
+    assert list(alone.get_xdata()) == [70.0, 80.0]  # type: ignore[arg-type]
+    assert list(noise.get_xdata()) == [69.0, 79.5]  # type: ignore[arg-type]
+    assert alone.get_marker() != noise.get_marker()
+    with pytest.raises(KitError, match="7 kinds of pools cannot be told apart"):
+        figures.pool_dots(pd.DataFrame([[50.0] * 7], index=["dare"], columns=list("abcdefg")), "3 tasks")

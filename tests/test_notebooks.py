@@ -35,6 +35,20 @@ GLUED = (
     "bars",
 )
 
+TWENTY_GLUED = (
+    *("table", "bars", "few-table", "few-bars", "zero-shot", "simple-average", "task-arithmetic", "tsv", "regmean"),
+    *("layer-wise", "soft", "individual", "few-layer-wise", "few-soft", "few-soft-paper", "few-hard", "few-blind"),
+    "few-individual",
+)
+FW_GLUED = (
+    *("promises", "trace", "variants", "hard", "hard-tensor", "simplex", "capped", "free", "task-arithmetic"),
+    *("individual", "moved"),
+)
+SCALING_GLUED = (
+    *("irrelevant", "relevant", "broken"),
+    *(f"{pool}-{method}" for pool in ("alone", "crowd", "few", "all") for method in ("soft", "layer-wise", "blind")),
+)
+
 templates = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -130,10 +144,19 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     for folder in ("notebooks", "profiles"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     executed = {path.stem: path for path in run_profile(load("smoke", tmp_path), tmp_path)}
-    assert set(executed) == {"eight_tasks", "tasks", "regime", "task_arithmetic", "adamerging"}
-    eight, tasks, regime, arithmetic, adamerging = (
-        outputs_of(promote(executed[name], ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "book"))
-        for name in ("eight_tasks", "tasks", "regime", "task_arithmetic", "adamerging")
+    names = (
+        "eight_tasks",
+        "tasks",
+        "regime",
+        "task_arithmetic",
+        "adamerging",
+        "twenty_tasks",
+        "frank_wolfe",
+        "scaling",
+    )
+    assert set(executed) == set(names)
+    eight, tasks, regime, arithmetic, adamerging, twenty, frank_wolfe, scaling = (
+        outputs_of(promote(executed[name], ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "book")) for name in names
     )
     check(eight, tables=2, figures=5)  # the tasks and the results
     glued = by_key(eight)
@@ -150,7 +173,7 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     assert 0 < number(glued["tasks-norm"]) < 100
     assert -1 <= number(glued["tasks-cosine"]) <= 1
 
-    check(regime, tables=0, figures=1)
+    check(regime, tables=2, figures=1)
     glued = by_key(regime)
     assert set(glued) == {f"regime-{key}" for key in ("zero-shot", "experts", "alone", "crowd", "rank")}
     assert number(glued["regime-zero-shot"]) < number(glued["regime-experts"]) <= 100
@@ -172,6 +195,24 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     assert 0 < number(glued["adamerging-correlation"]) <= 1
     for key in ("task-wise", "layer-wise", "labels", "least"):
         assert 0 < number(glued[f"adamerging-{key}"]) <= 100
+    check(twenty, tables=3, figures=3)  # all tasks, their sources, the few tasks
+    glued = by_key(twenty)
+    assert set(glued) == {f"twenty-{key}" for key in TWENTY_GLUED}
+    assert "FB; read off a figure" in glued["twenty-table"].data["text/html"]
+    assert "FB; from a third-party note" in glued["twenty-few-table"].data["text/html"]
+    assert number(glued["twenty-zero-shot"]) < number(glued["twenty-individual"]) <= 100
+
+    check(frank_wolfe, tables=0, figures=6)
+    glued = by_key(frank_wolfe)
+    assert set(glued) == {f"fw-{key}" for key in FW_GLUED}
+    assert number(glued["fw-moved"]) == 0.65  # arithmetic on the authors' values
+    assert 0 < number(glued["fw-simplex"]) <= number(glued["fw-individual"])
+
+    check(scaling, tables=0, figures=4)
+    glued = by_key(scaling)
+    assert set(glued) == {f"scaling-{key}" for key in SCALING_GLUED}
+    assert "FB; read off a figure" in glued["scaling-irrelevant"].data["text/html"]  # in the alternative text
+    assert number(glued["scaling-few-blind"]) < number(glued["scaling-all-blind"]) <= 100  # an expert joined
 
 
 def outputs_of(path: Path) -> list[Any]:

@@ -13,12 +13,14 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.published import (
     SPELLING,
     average,
+    beside,
     coefficients,
     counterparts,
     curves,
     label,
     published,
     released_tensors,
+    scaling,
     spelling,
 )
 
@@ -177,3 +179,44 @@ def test_the_average_of_the_curves_is_that_of_the_tasks() -> None:
 def test_a_curve_of_an_unknown_task_is_refused() -> None:
     with pytest.raises(KitError, match=r"for the task 'SUN397'\. There are: average, dtd"):
         curves("SUN397")
+
+
+def test_a_table_of_two_families_is_read_one_family_at_a_time() -> None:
+    asked = ("ViT-B-32", "twenty-pool-four-eval", "FW-Merging", "ViT-B/32, 20 models")
+    with pytest.raises(KitError, match="one checkpoint family"):
+        published(*asked)
+    rows = published(*asked, family="FB")
+    assert set(rows["family"]) == {"FB"}
+    assert average(rows, "soft_frank_wolfe") == 80.1
+    assert average(rows, "pretrained") is None  # printed there, but of the other family
+    with pytest.raises(KitError, match=r"no rows of the family 'OC-20'\. Families there are: FB, OC-8"):
+        published(*asked, family="OC-20")
+
+
+def test_scaling_curves_are_read_in_the_order_of_the_pool() -> None:
+    frame = scaling("irrelevant")
+    assert frame.attrs["label"] == "FW-Merging scaling figure, irrelevant models, ViT-B/32 (FB; read off a figure)"
+    line = frame[frame["name"] == "task_arithmetic"]
+    assert list(line["added"]) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert (line["accuracy"].iloc[0], line["accuracy"].iloc[-1]) == (70.3, 21.2)
+    assert set(frame["name"]) == {
+        "task_arithmetic", "ties_merging", "dare", "layer_wise_adamerging", "soft_frank_wolfe"
+    }  # fmt: skip
+    assert scaling("relevant")["accuracy"].max() == 68.4
+
+
+def test_scaling_curves_that_nobody_published_are_refused() -> None:
+    with pytest.raises(KitError, match=r"no curve 'noisy' for ViT-B-32\. Take 'irrelevant' or 'relevant'"):
+        scaling("noisy")
+    with pytest.raises(KitError, match="ViT-L-14"):
+        scaling("relevant", "ViT-L-14")
+
+
+def test_averages_of_several_papers_are_of_one_family_and_say_where_they_stand() -> None:
+    frame = beside(["simple_average", "tsv_merging", "soft_frank_wolfe"], "ViT-B-32", "twenty", "FB")
+    assert list(frame["name"]) == ["simple_average", "tsv_merging", "soft_frank_wolfe"]
+    assert list(frame["accuracy"]) == [61.1, 73.23, 68.3]
+    assert frame["where"].iloc[1] == "FusionBench, TSV-M example"
+    assert frame["where"].iloc[2] == "FW-Merging, scaling figure, relevant models; read off a figure"
+    assert beside(["tsv_merging"], "ViT-B-32", "twenty", "OC-20")["accuracy"].tolist() == [77.07]
+    assert beside(["tsv_merging"], "ViT-B-16", "twenty", "FB").empty

@@ -12,8 +12,16 @@ from IPython.utils.capture import capture_output
 from myst_nb.ext.glue import extract_glue_data
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.published import counterparts, published
-from mergekit_lite.tables import accuracy_frame, accuracy_table, glue, plain_table, regime_table, task_table
+from mergekit_lite.published import beside, counterparts, published
+from mergekit_lite.tables import (
+    accuracy_frame,
+    accuracy_table,
+    glue,
+    plain_table,
+    regime_table,
+    sources_table,
+    task_table,
+)
 
 LABEL = "AdaMerging Table 1, ViT-B/32 (OC-8)"
 
@@ -151,3 +159,23 @@ def test_glue_is_what_the_book_reads(show: bool) -> None:
     found = extract_glue_data(nbformat.v4.new_notebook(cells=[cell]), [0], logging.getLogger())
     assert found["eight-zero-shot"]["data"] == {"text/plain": "'47.5'"}
     assert len(cell.outputs) == show  # what is only stored does not appear on the notebook's page
+
+
+def test_a_table_of_sources_puts_each_published_average_beside_ours_with_its_place() -> None:
+    theirs = beside([record.cell.method for record in samples.records()], "ViT-B-32", "twenty", "FB")
+    html = sources_table(samples.records(), theirs, "FB").data
+    lines = [[words(one) for one in line] for line in rows(html)]
+    assert lines[0] == ["method", "data access", "here", "published (FB)", "where"]
+    assert lines[3][:4] == ["Task Arithmetic", "none", "70.0", "36.3"]
+    assert "read off a figure" in lines[3][4]
+    assert len(lines) == 1 + 5
+
+
+def test_a_record_can_be_read_on_some_of_its_tasks() -> None:
+    record = samples.records()[2]
+    few = record.on(("digits", "scenes"))
+    assert few.accuracy == {"digits": 77.0, "scenes": 71.0}
+    assert few.average == 74.0
+    assert record.average == 70.0
+    with pytest.raises(KitError, match="Task Arithmetic was evaluated on scenes, signs, digits, not on faces"):
+        record.on(("digits", "faces"))

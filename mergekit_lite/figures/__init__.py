@@ -8,7 +8,17 @@ Each function writes what it drew into the figure's label, in words and numbers:
 
 from mergekit_lite.figures.accuracy import accuracy_bars, accuracy_heatmap, adaptation_curve, agreement, agreement_frame
 from mergekit_lite.figures.curves import arrows, lines, rank_correlation, scatter
+from mergekit_lite.figures.frank_wolfe import (
+    choice_frame,
+    choice_map,
+    descent_bars,
+    descents,
+    frank_wolfe_trace,
+    most_chosen,
+    variant_bars,
+)
 from mergekit_lite.figures.pictures import gallery
+from mergekit_lite.figures.pools import memory_curves, pool_curves, pool_dots
 from mergekit_lite.figures.style import LOOKS, SPARE, figure_html, look, show
 from mergekit_lite.figures.vectors import (
     by_block,
@@ -30,17 +40,27 @@ __all__ = [
     "agreement_frame",
     "arrows",
     "by_block",
+    "choice_frame",
+    "choice_map",
     "coefficient_map",
     "coefficients",
     "cosine_heatmap",
+    "descent_bars",
+    "descents",
     "figure_html",
+    "frank_wolfe_trace",
     "gallery",
     "lines",
     "look",
+    "memory_curves",
+    "most_chosen",
     "pair_heatmap",
+    "pool_curves",
+    "pool_dots",
     "rank_correlation",
     "scatter",
     "show",
     "transfer",
     "transfer_heatmap",
+    "variant_bars",
 ]

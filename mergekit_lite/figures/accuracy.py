@@ -66,13 +66,15 @@ def accuracy_heatmap(records: Sequence["Record"]) -> Figure:
     tasks = shared_tasks(records)
     values = np.array([[*record.accuracy.values(), record.average] for record in records])
     columns = [*tasks, "average"]
+    digits, size = (0, 7) if len(tasks) > 10 else (1, 8)  # of many columns, each has room for two digits
     with style():
         figure = Figure(figsize=(WIDTH, 1.25 + 0.34 * len(records)), layout="constrained")
         axes = figure.add_subplot()
         sns.heatmap(
-            values, ax=axes, annot=True, fmt=".1f", cmap="YlGnBu", vmin=np.floor(values.min() / 10) * 10, vmax=100,
+            values, ax=axes, annot=True, fmt=f".{digits}f", cmap="YlGnBu",
+            vmin=np.floor(values.min() / 10) * 10, vmax=100,
             linewidths=1, linecolor="#ffffff", xticklabels=columns, yticklabels=[record.title for record in records],
-            cbar_kws={"label": "top-1 accuracy (%)", "pad": 0.015, "aspect": 30}, annot_kws={"size": 8},
+            cbar_kws={"label": "top-1 accuracy (%)", "pad": 0.015, "aspect": 30}, annot_kws={"size": size},
         )  # fmt: skip
         axes.axvline(len(tasks), color="#ffffff", linewidth=5)
         axes.tick_params(length=0)

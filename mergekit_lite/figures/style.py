@@ -54,7 +54,7 @@ LOOKS = {
     "layer_wise_adamerging": Look("#D55E00", "o", "", "-"),
     "layer_wise_adamerging_plus": Look("#8A3D00", "P", "xx", (0, (8, 1))),
     "hard_frank_wolfe": Look("#332288", "s", "//", (0, (2, 2))),
-    "soft_frank_wolfe": Look("#6A5ACD", "o", "", "-"),
+    "soft_frank_wolfe": Look("#6A5ACD", "H", "", (0, (7, 1.5))),
     "multi_task_training": Look("#6f6f6f", "s", "..", "-."),
     "individual": Look("#3d3d3d", "s", "", ":"),
 }
