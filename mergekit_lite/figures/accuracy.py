@@ -122,7 +122,7 @@ def adaptation_curve(records: Sequence["Record"]) -> Figure:
         for axes in (above, below):
             axes.grid(color="#e4e4e4", linewidth=0.7)
             axes.set_axisbelow(True)
-        figure.legend(loc="outside upper left", ncols=len(records), frameon=False)
+        figure.legend(loc="outside upper left", ncols=min(len(records), 3), frameon=False)
     said = []
     for record in adapted:
         first, last, losses = record.curve[0], record.curve[-1], _per_image(record)
