@@ -44,6 +44,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.merge_throughput
 	$(BIN)/python -m benchmarks.frank_wolfe_step
 	$(BIN)/python -m benchmarks.regmean_merge
+	$(BIN)/python -m benchmarks.decode_cache
 
 bench-gpu: $(INSTALLED)
 	$(BIN)/python -m benchmarks.adamerging_step --device cuda

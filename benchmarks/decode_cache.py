@@ -1,6 +1,6 @@
 """Reading decoded images from the cache against decoding them again: the cache must be ten times faster or more.
 
-    python benchmarks/decode_cache.py [--images 1000]
+    python -m benchmarks.decode_cache [--images 1000]
 
 JPEG pictures of 500 by 375 pixels, as photographs in the real data sets are, served by a small hub on this machine. One
 process, one thread. "Decode again" is what each evaluation would do without a cache: read the data set's files through

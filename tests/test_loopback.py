@@ -112,7 +112,7 @@ for record in study.run(suite, cells, workers=1):
     assert hub.asked == []
 
 
-def test_the_notebook_eight_tasks_runs_offline_on_fewer_tasks(
+def test_a_notebook_runs_offline_on_fewer_tasks(
     hub: LoopbackHub, environment: dict[str, str], fetched: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
     assert fetched.returncode == 0
@@ -121,11 +121,11 @@ def test_the_notebook_eight_tasks_runs_offline_on_fewer_tasks(
     for name in ("pyproject.toml", "_config.yml", "_toc.yml"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "profiles").mkdir()
-    parameters = {"tasks": ",".join(TASKS), "steps": 2, "images_per_task": 4, "curve_every": 1, "workers": 1}
-    profile = {"description": "A thin CLIP.", "suite": SUITE, "notebooks": {"eight_tasks": parameters}}
+    parameters = {"tasks": ",".join(TASKS), "scalings": "0.3", "points": 2, "workers": 1}
+    profile = {"description": "A thin CLIP.", "suite": SUITE, "notebooks": {"task_arithmetic": parameters}}
     (tmp_path / "profiles" / "thin.yaml").write_text(yaml.safe_dump(profile))
     offline = {**environment, "HF_HUB_OFFLINE": "1", "MERGEKIT_LITE_SKIP_EXPERT_CHECK": "1"}
     done = call(offline, "run", "thin", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "build" / "thin" / "eight_tasks.ipynb").exists()
+    assert (tmp_path / "build" / "thin" / "task_arithmetic.ipynb").exists()
     assert hub.asked == []

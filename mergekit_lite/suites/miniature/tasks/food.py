@@ -104,7 +104,7 @@ def spaghetti(c: Canvas, f: Frame) -> None:
     strands = stripes(((f.u + 0.3) ** 2 + f.v**2).sqrt() + 0.12 * c.noise(5), 0.2, 0.3)
     c.paint(torch.maximum(nest, strands), c.colour((0.07, 0.1), (0.6, 0.9), (0.5, 0.7)), f)
     c.paint(disc(f, 0.38) + 0.15 * c.noise(6), c.colour((0.0, 0.04), (0.7, 0.95), (0.4, 0.7)), f)
-    paint(c, f, ellipse(f.turned(0.7), 0.05, 0, 0.14, 0.07), "green")
+    paint(c, f, ellipse(f.turned(0.7), 0.14, 0.07, 0.05, 0), "green")
 
 
 def caprese(c: Canvas, f: Frame) -> None:
@@ -112,7 +112,7 @@ def caprese(c: Canvas, f: Frame) -> None:
     for k, g in enumerate(around(f, 8, 0.5)):
         paint(c, g, disc(g, 0.26), "steel")
         paint(c, g, disc(g, 0.22), "white" if k % 2 else "red")
-    paint(c, f, either(*(ellipse(f.turned(a), 0.16, 0, 0.2, 0.1) for a in (0.4, 2.5, 4.6))), "green")
+    paint(c, f, either(*(ellipse(f.turned(a), 0.2, 0.1, 0.16, 0) for a in (0.4, 2.5, 4.6))), "green")
 
 
 def sushi(c: Canvas, f: Frame) -> None:
@@ -137,7 +137,7 @@ def soup(c: Canvas, f: Frame) -> None:
 
 def steak(c: Canvas, f: Frame) -> None:
     """Meat with a rim of fat and marks of the grill, and green beside it."""
-    meat = ellipse(f, -0.05, -0.08, 0.68, 0.46) + 0.1 * c.noise(3)
+    meat = ellipse(f, 0.68, 0.46, -0.05, -0.08) + 0.1 * c.noise(3)
     c.paint(meat - 0.05, c.colour((0.06, 0.1), (0.2, 0.4), (0.7, 0.9)), f)
     c.paint(meat, c.colour((0.01, 0.06), (0.5, 0.75), (0.3, 0.5)), f)
     paint(c, f, torch.maximum(stripes(f.turned(0.7).u, 0.26, 0.3), meat + 0.05), "dark")
@@ -146,7 +146,7 @@ def steak(c: Canvas, f: Frame) -> None:
 
 def salmon(c: Canvas, f: Frame) -> None:
     """An orange fillet with white lines, and lemon."""
-    fillet = ellipse(f, 0.0, -0.15, 0.8, 0.36)
+    fillet = ellipse(f, 0.8, 0.36, 0.0, -0.15)
     c.paint(fillet, c.colour((0.02, 0.06), (0.55, 0.8), (0.8, 1)), f)
     lines = torch.maximum(stripes(f.u + 0.5 * f.v.abs(), 0.3, 0.2), fillet + 0.06)
     paint(c, f, lines, "cream")
@@ -181,17 +181,17 @@ def scoops(c: Canvas, f: Frame) -> None:
 
 def burger(c: Canvas, f: Frame) -> None:
     """A bun with sesame, tilted so that its layers show."""
-    paint(c, f, ellipse(f, 0, 0.42, 0.68, 0.26), "toast")
+    paint(c, f, ellipse(f, 0.68, 0.26, 0, 0.42), "toast")
     paint(c, f, box(f, 0.74, 0.1, 0, 0.3), "brown")
     paint(c, f, box(f, 0.72, 0.06, 0, 0.16), "yellow")
     paint(c, f, box(f, 0.76, 0.07, 0, 0.07) + 0.06 * c.noise(8), "lime")
-    paint(c, f, torch.maximum(ellipse(f, 0, 0.02, 0.7, 0.68), f.v), "toast")
+    paint(c, f, torch.maximum(ellipse(f, 0.7, 0.68, 0, 0.02), f.v), "toast")
     sketched(c, f, "cream o -30 -28 7 5, o 5 -45 7 5, o 32 -22 7 5, o -2 -18 7 5")
 
 
 def hot_dog(c: Canvas, f: Frame) -> None:
     """A sausage in a long bun with a line of mustard."""
-    paint(c, f, ellipse(f, 0, 0, 0.88, 0.42), "toast")
+    paint(c, f, ellipse(f, 0.88, 0.42, 0, 0), "toast")
     sketched(c, f, "red s 32 -70 0 70 0")
     zigzag = strokes(f, [(-0.66, 0.08), (-0.4, -0.08), (-0.13, 0.08), (0.13, -0.08), (0.4, 0.08), (0.66, -0.08)], 0.09)
     paint(c, f, zigzag, "yellow")
