@@ -408,7 +408,9 @@ def test_an_unknown_corruption_is_said_before_anything_is_computed(suite: "Suite
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_records_from_before_there_were_corruptions_and_broken_experts_keep_their_names(suite: "Suite", tmp_path: Path) -> None:
+def test_records_from_before_there_were_corruptions_and_broken_experts_keep_their_names(
+    suite: "Suite", tmp_path: Path
+) -> None:
     (record,) = study.run(suite, [cell()], workers=1, folder=tmp_path)
     (path,) = tmp_path.glob("*.json")
     stored = json.loads(path.read_text())
