@@ -21,7 +21,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, HubTask, hub_tasks
 
 if TYPE_CHECKING:
-    from mergekit_lite.suites.clip.sources import Which
+    from mergekit_lite.suites.suite import Which
 
 SETS = {"eight": 8, "fourteen": 14, "twenty": 20}
 """Named task sets, as in `suites.suite`, which loads torch: too slow for a wrong name on the command line."""

@@ -25,8 +25,8 @@ from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub_data import check_room, labelled
 from mergekit_lite.suites.clip.labels import label_numbers
 from mergekit_lite.suites.clip.pixels import Work, decode_rows, handed_over, preprocessing
-from mergekit_lite.suites.clip.sources import Which, known_source, located
-from mergekit_lite.suites.suite import Split, Task, checked_split
+from mergekit_lite.suites.clip.sources import known_source, located
+from mergekit_lite.suites.suite import Split, Task, Which, checked_split
 from mergekit_lite.workers import side_by_side
 
 if TYPE_CHECKING:  # optional, and takes seconds to import

@@ -13,7 +13,8 @@ from mergekit_lite.cache import VARIABLE, cache_dir
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.labels import check_labels, label_numbers, two_columns
-from mergekit_lite.suites.clip.sources import HubFile, Source, Which, asked, located, quiet, the_library
+from mergekit_lite.suites.clip.sources import HubFile, Source, asked, located, quiet, the_library
+from mergekit_lite.suites.suite import Which
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, locked, written_whole
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
+from mergekit_lite.suites.suite import Which
 
-Which = Literal["train", "test"]
 WHICH: tuple[Which, ...] = ("train", "test")
 Result = TypeVar("Result")
 
