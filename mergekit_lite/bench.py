@@ -81,19 +81,40 @@ def seconds_each(work: Callable[[int], object], long_enough: float = LONG_ENOUGH
         count = min(10 * count, math.ceil(1.2 * count * long_enough / max(took, 1e-9)))
 
 
+def start_and_step(work: Callable[[int], object]) -> tuple[float, float]:
+    """Return the seconds of the start and of each step of `work`, where ``work(n)`` starts once and takes n steps."""
+    one = _timed(work, 1)
+    if one < LONG_ENOUGH:  # what happens once in a process would count; in longer work it does not matter
+        one = _timed(work, 1)
+    count = 1 + math.ceil(min(10, LONG_ENOUGH / max(one, 1e-9)))
+    many = _timed(work, count)
+    while many - one < LONG_ENOUGH / 2 and count < 10**6:
+        count *= 4
+        many = _timed(work, count)
+    step = max(0.0, many - one) / (count - 1)
+    return max(0.0, one - step), step
+
+
+def _timed(work: Callable[[int], object], count: int) -> float:
+    begun = time.perf_counter()
+    work(count)
+    return time.perf_counter() - begun
+
+
 class Bench:
     """Times the cells of one suite, each kind of work once."""
 
     def __init__(self, suite: Suite) -> None:
         self.suite = suite
         self._noise = noise_images(suite, 100).to(suite.device)
-        self._known: dict[str, float] = {}
+        self._known: dict[str, tuple[float, float]] = {}  # seconds of a start and of a step
+        self._image = 0.0  # seconds of one image
 
     def cell(self, cell: Cell) -> float:
         """Return the predicted seconds of one cell: merging, and measuring as often as its curve asks for."""
         parameters = registry.resolve(cell.method, cell.parameters)
-        steps = parameters.get(_loop(cell, parameters), 0)
-        points = 1 + (math.ceil(steps / cell.curve_every) if cell.curve_every else 0)
+        outer, inner = _loops(cell, parameters)
+        points = 1 + (math.ceil(parameters[outer or inner] / cell.curve_every) if cell.curve_every else 0)
         images = sum(self.suite.sizes[task][1] for task in cell.evaluate)
         return self._merging(cell, parameters) + points * images * self._measuring()
 
@@ -105,35 +126,39 @@ class Bench:
                 for _ in range(count):
                     self.suite.encode(self.suite.base, self._noise).sum().item()  # waits for a GPU
 
-        if "encode" not in self._known:
-            self._known["encode"] = seconds_each(encode) / len(self._noise)
-        return self._known["encode"]
+        if not self._image:
+            self._image = seconds_each(encode) / len(self._noise)
+        return self._image
 
     def _merging(self, cell: Cell, parameters: dict[str, Any]) -> float:
         info = registry.get(cell.method)
-        loop = _loop(cell, parameters)
+        outer, inner = _loops(cell, parameters)
         experts = dict.fromkeys(cell.pool, self.suite.base)  # what the numbers are does not change the time
         tasks, access = adapted_to(cell, parameters), info.access_with(parameters)
         resources = {"data": NoiseData(self.suite, tasks, access, self._noise)} if "data" in info.resources else {}
 
         def merge(count: int) -> None:
-            given = {**parameters, loop: count} if loop else parameters
-            info.function(self.suite.base, experts, **resources, **given)
+            shortened = {name: value for name, value in ((outer, 1), (inner, count)) if name}
+            info.function(self.suite.base, experts, **resources, **parameters | shortened)
 
-        # Numbers with a fraction, such as learning rates, and the count itself do not change the time of a step.
-        kind = {key: value for key, value in parameters.items() if key != loop and not isinstance(value, float)}
-        name = repr((cell.method, sorted(kind.items()), len(cell.pool), len(tasks)))
+        # Numbers with a fraction, such as learning rates, and the counts themselves do not change the time of a step.
+        fixed = {
+            key: one for key, one in parameters.items() if key not in (outer, inner) and not isinstance(one, float)
+        }
+        name = repr((cell.method, sorted(fixed.items()), len(cell.pool), len(tasks)))
         if name not in self._known:
-            # A merge without steps is done just once after the warm-up, however short it was.
-            self._known[name] = seconds_each(merge, LONG_ENOUGH if loop else 0.0)
-        return self._known[name] * (parameters[loop] if loop else 1)
+            self._known[name] = start_and_step(merge) if inner else (_timed(merge, 1), 0.0)
+        start, step = self._known[name]
+        return (parameters[outer] if outer else 1) * (start + (parameters[inner] if inner else 0) * step)
 
 
-def _loop(cell: Cell, parameters: dict[str, Any]) -> str:
-    """Return the parameter that says how often a method does the same again, or nothing."""
+def _loops(cell: Cell, parameters: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the parameters that say how often a method does the same again, and again within that; "" for none."""
     if "data" not in registry.get(cell.method).resources:
-        return ""
-    return next((name for name in ("steps", "iterations") if name in parameters), "")
+        return "", ""
+    if "inner_steps" in parameters:
+        return "iterations", "inner_steps"
+    return "", next((name for name in ("steps", "iterations", "images") if name in parameters), "")
 
 
 @dataclass(frozen=True)

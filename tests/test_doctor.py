@@ -34,6 +34,14 @@ def root(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the time of a clock that only the test moves on."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
 def shown(profile: str | None = None) -> str:
     stream = io.StringIO()
     doctor.show(profile, Console(file=stream, width=200))
@@ -109,14 +117,43 @@ def test_of_frank_wolfe_an_iteration_is_timed_not_all_of_them(cache: Path) -> No
     assert clock.cell(shorter) == pytest.approx(long / 10, rel=0.01)  # timed once for both
 
 
+def test_fisher_merging_is_timed_on_a_few_images_and_its_start_counts_once(cache: Path) -> None:
+    clock = bench.Bench(fakes.fake_suite())
+    names = ("digits", "signs")
+    cell = Cell(method="fisher_merging", parameters={"images": 10**7}, pool=names, evaluate=names)
+    assert clock.cell(cell) > 1000  # predicted in moments
+
+
+def test_soft_frank_wolfe_is_its_iterations_times_its_inner_steps(cache: Path) -> None:
+    clock = bench.Bench(fakes.fake_suite())
+    names = ("digits", "signs")
+    given: dict[str, Any] = {"iterations": 10, "inner_steps": 10**7, "samples": 4}
+    long = clock.cell(Cell(method="soft_frank_wolfe", parameters=given, pool=names, evaluate=names))
+    assert long > 1000
+    shorter = Cell(method="soft_frank_wolfe", parameters=given | {"inner_steps": 10**6}, pool=names, evaluate=names)
+    assert clock.cell(shorter) == pytest.approx(long / 10, rel=0.01)
+    watched = shorter.model_copy(update={"curve_every": 5})
+    assert 0 < clock.cell(watched) - clock.cell(shorter) < 10  # measured 1 + 2 times, not at each inner step
+
+
+def test_a_start_and_a_step_are_told_apart(clock: list[float]) -> None:
+    def work(count: int) -> None:
+        clock[0] += 0.1 + 0.02 * count
+
+    assert bench.start_and_step(work) == pytest.approx((0.1, 0.02))
+
+
 def test_jobs_are_spread_over_workers_longest_first() -> None:
     assert forecast.side_by_side_seconds([1, 1, 2, 4], 2) == 4
     assert forecast.side_by_side_seconds([3, 3, 3], 2) == 6
     assert forecast.side_by_side_seconds([], 3) == 0
 
 
-def test_one_piece_of_work_is_timed() -> None:
-    assert bench.seconds_each(lambda count: time.sleep(0.02 * count), 0.1) == pytest.approx(0.02, rel=0.3)
+def test_one_piece_of_work_is_timed(clock: list[float]) -> None:
+    def work(count: int) -> None:
+        clock[0] += 0.02 * count
+
+    assert bench.seconds_each(work, 0.1) == pytest.approx(0.02)
 
 
 def test_neighbours_are_gone_afterwards() -> None:
