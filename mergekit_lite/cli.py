@@ -180,16 +180,27 @@ def convert(
         Path | None, typer.Option(metavar="FILE", help="By default FILE with the suffix `.safetensors`.")
     ] = None,
     family: Annotated[str, typer.Option(help="Whose checkpoint it is; kept in the file.")] = "OC-8",
+    suite: Annotated[
+        str | None, typer.Option(metavar="SUITE", help="Make it an expert of the suite SUITE@FAMILY: of which CLIP.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="TASK", help="And of which task.")] = None,
 ) -> None:
     """Read a pickled image encoder, such as those of the task-vectors authors, and write it as safetensors.
 
     Nothing in the file is run: it may refer to tensors, containers and known modules, all else is refused.
 
-    Example: `mergekit-lite convert finetuned.pt --output oc8-dtd.safetensors`
+    Examples: `mergekit-lite convert finetuned.pt --output oc8-dtd.safetensors`,
+    `mergekit-lite convert DTD/finetuned.pt --suite clip-vit-b-32 --task dtd`
     """
     from mergekit_lite import legacy
     from mergekit_lite.weights import LazyWeights, weights_hash
 
+    if suite is not None or task is not None:
+        from mergekit_lite.suites.clip.converted import place
+
+        if output is not None:
+            raise KitError("An expert of a suite has its place. Leave out --output, or --suite and --task.")
+        output = place(suite, family, task)
     written = legacy.convert(file, output, family=family)
     typer.echo(f"{written} {weights_hash(LazyWeights(written))}")
 

@@ -192,9 +192,9 @@ class _Corrupted:
                 _write_corrupted(path, clean.images, *self._corruption)
         return type(clean)(np.load(path, mmap_mode="r"), clean.labels)
 
-    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str]) -> dict[str, Any]:
+    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
         """Return the suite's hashes, those of the test images changed by what the images went through."""
-        clean, identity = self._suite.fingerprint(pool, evaluate), self._identity
+        clean, identity = self._suite.fingerprint(pool, evaluate, learnt), self._identity
         data = {task: content_hash([images, identity]) for task, images in clean["data"].items()}
         return {**clean, "data": data, "corruption": identity}
 

@@ -59,7 +59,7 @@ def finetune(
             raise KitError(f"Fine-tuning on '{task}': {name.replace('every', 'checkpoint_every')} must be above 0.")
     result, checkpoint = Path(output) / RESULT, Path(output) / CHECKPOINT
     recipe = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
-    run = content_hash([suite.fingerprint((), (task,)), task, recipe])
+    run = content_hash([suite.fingerprint((), (task,), (task,)), task, recipe])
     if result.exists():
         _check_run(result, run)
         print(f"{result} is there already.", flush=True)

@@ -10,6 +10,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mergekit_lite.errors import KitError
 
 
+class Budget(BaseModel):
+    """What a run takes, in words and with where the number is from: measured, computed, or not measured yet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    download: str
+    disk: str
+    memory: str
+    time: str
+
+    def __str__(self) -> str:
+        """Return one line for each of the four."""
+        return "\n".join(f"  {name}: {words}" for name, words in self.model_dump().items())
+
+
 class Profile(BaseModel):
     """One file of `profiles/`; its name is the file's name.
 
@@ -17,6 +32,7 @@ class Profile(BaseModel):
         name: what the command line calls it.
         suite: handed to every notebook that has a parameter `suite`.
         description: what this profile is for and what it leaves out.
+        budget: what it takes; printed before a run.
         notebooks: name of a notebook -> values of its parameters; parameters left out keep the notebook's own values.
     """
 
@@ -25,6 +41,7 @@ class Profile(BaseModel):
     name: str
     suite: str
     description: str = ""
+    budget: Budget | None = None
     notebooks: dict[str, dict[str, Any]] = Field(min_length=1)
 
 

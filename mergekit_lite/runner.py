@@ -64,6 +64,8 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
             stale.append((name, template, target))
     if stale:
         _check_suites(profile, (checked[name].get("suite") for name, *_ in stale))
+        if profile.budget:
+            print(f"What profile {profile.name} takes when nothing is there yet:\n{profile.budget}", flush=True)
     for name, template, target in stale:
         begun = time.perf_counter()
         given = ", ".join(f"{key}={value!r}" for key, value in checked[name].items())
@@ -173,13 +175,14 @@ def stamp_of(executed: Path) -> str | None:
 
 
 def _check_suites(profile: Profile, named: Iterable[str | None]) -> None:
-    from mergekit_lite.suites import SUITES  # brings torch, which nobody should wait for when nothing is to be run
+    from mergekit_lite.suites import check_name  # brings torch, which nobody should wait for when nothing is to be run
 
     for suite in dict.fromkeys([profile.suite, *named]):
-        if suite is not None and suite not in SUITES:
-            raise KitError(
-                f"profiles/{profile.name}.yaml: there is no suite '{suite}'. Suites: {', '.join(sorted(SUITES))}."
-            )
+        if suite is not None:
+            try:
+                check_name(suite)
+            except KitError as error:
+                raise KitError(f"profiles/{profile.name}.yaml: {error}") from error
 
 
 class ThisPython(AsyncKernelManager):

@@ -153,12 +153,20 @@ def adapted_to(cell: Cell, parameters: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _key(suite: "Suite", resolved: Cell) -> str:
-    looked_at = tuple(dict.fromkeys((*resolved.evaluate, *resolved.adapt)))
-    fingerprint = _suite_of(suite, resolved).fingerprint(resolved.pool, looked_at)
     # What is not used is left out, so that records from before it was there keep their names.
     unused = {name for name in ("corruption", "broken") if not getattr(resolved, name)}
     question = resolved.model_dump(exclude=unused)
-    return content_hash({"cell": question, "suite": fingerprint, "code": _code(resolved)})
+    return content_hash(
+        {"cell": question, "suite": _fingerprint(_suite_of(suite, resolved), resolved), "code": _code(resolved)}
+    )
+
+
+def _fingerprint(suite: "Suite", resolved: Cell) -> dict[str, Any]:
+    """Return hashes of the weights and images of `suite`, the cell's own, that the cell looks at."""
+    looked_at = tuple(dict.fromkeys((*resolved.evaluate, *resolved.adapt)))
+    access = registry.get(resolved.method).access_with(resolved.parameters)
+    learnt = resolved.adapt if access in (registry.Access.CALIBRATION, registry.Access.LABELLED) else ()
+    return suite.fingerprint(resolved.pool, looked_at, learnt)
 
 
 def _suite_of(suite: "Suite", cell: Cell) -> "Suite":
@@ -298,7 +306,7 @@ def _answer(suite: "Suite", job: _Job) -> Record:
             device=device_name(suite.device),
             dtype=str(next(iter(suite.base.values())).dtype).removeprefix("torch."),
             commit=job.commit,
-            suite=suite.fingerprint(cell.pool, tuple(dict.fromkeys((*cell.evaluate, *cell.adapt)))),
+            suite=_fingerprint(suite, cell),
             code=_code(cell),
             started=started,
         ),

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest_plugins = ("tiny_clip",)
+
 # One test process a core: with more threads than that, tiny models spend their time waiting for one another.
 torch.set_num_threads(1)
 

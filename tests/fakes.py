@@ -41,6 +41,7 @@ class FakeSuite:
     name: str = "fake"
     seed: int = 0
     expert_seed: int = 0
+    training_images: int = 40
     title: str = "a fake"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     prepared: list[tuple[str, ...]] = field(default_factory=list)
@@ -95,12 +96,13 @@ class FakeSuite:
     def prepare(self, tasks: Sequence[str], workers: int, say: Callable[[str], Any] = print) -> None:
         self.prepared.append(tuple(tasks))
 
-    def fingerprint(self, pool: Iterable[str], evaluate: Iterable[str]) -> dict[str, Any]:
+    def fingerprint(self, pool: Iterable[str], evaluate: Iterable[str], learnt: Iterable[str] = ()) -> dict[str, Any]:
         return {
             "suite": self.name,
             "base": content_hash(["base", self.seed]),
             "experts": {task: content_hash([task, self.seed, self.expert_seed]) for task in pool},
             "data": {task: content_hash([task, self.seed]) for task in evaluate},
+            "training data": {task: content_hash([task, self.training_images]) for task in learnt},
         }
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import pickle
 import threading
 import time
@@ -14,73 +13,24 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import fakes
-import numpy as np
 import open_clip
 import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
+from tiny_clip import CONFIG, TASKS, TINY
 
 from mergekit_lite import evaluation, study
-from mergekit_lite.cache import content_hash, file_hash
+from mergekit_lite.cache import content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.evaluation import accuracy
 from mergekit_lite.methods import task_arithmetic
 from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, clip, load_suite
-from mergekit_lite.suites.clip import ClipSuite, check, decoded, hub
-from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, hub_tasks
+from mergekit_lite.suites.clip import ClipSuite, check, hub
+from mergekit_lite.suites.clip.benchmark import MODELS, hub_tasks
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
-from mergekit_lite.suites.suite import Split
 from mergekit_lite.weights import LazyWeights, write
-
-TINY = ClipModel("clip-tiny", "CLIP tiny", "b32", "mergekit-lite-test-quickgelu", "openai", "nobody/tiny")
-CONFIG = {
-    "embed_dim": 16,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 1},
-}
-TASKS = ("mnist", "eurosat")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Repository -> its one file: a tiny CLIP in open_clip's format and experts in transformers' format."""
-    folder = tmp_path_factory.mktemp("hub")
-    (folder / f"{TINY.architecture}.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(0)
-    model = open_clip.create_model(TINY.architecture)
-    write(folder / "base.safetensors", model.state_dict())
-    paths = {"nobody/base": folder / "base.safetensors"}
-    for task in TASKS:
-        weights = {name: value.detach() for name, value in model.visual.named_parameters() if name != "proj"}
-        expert = {name: value + 0.05 * torch.randn_like(value) for name, value in weights.items()}
-        path = paths[hub_tasks()[task].experts["b32"]] = folder / f"{task}.safetensors"
-        write(path, to_transformers(expert))
-    return paths
-
-
-@pytest.fixture
-def suite(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cache: Path) -> ClipSuite:
-    """The tiny suite: what comes from the hub lies in `files`, images are noise."""
-
-    def split(task: Any, which: str, side: int, *, workers: int = 1) -> Split:
-        rng = np.random.default_rng([len(task.name), which == "test"])
-        labels = rng.integers(len(task.classnames), size=60)
-        return Split(rng.integers(256, size=(60, 3, side, side), dtype=np.uint8), labels)
-
-    def source(repo: str, filename: str, revision: str = "main") -> hub.Source:
-        return hub.Source(repo, filename, "c" * 40, file_hash(files[repo]))
-
-    monkeypatch.setattr(hub, "downloaded", lambda repo, filename, revision="main": files[repo])
-    monkeypatch.setattr(hub, "source", source)
-    monkeypatch.setattr(decoded, "decoded_split", split)
-    monkeypatch.setattr(decoded, "fingerprint", lambda task, which, side: f"{task.name}-{which}-{side}")
-    monkeypatch.setattr(clip, "base_file", lambda model: ("nobody/base", "open_clip_model.safetensors"))
-    monkeypatch.delenv(check.VARIABLE, raising=False)
-    return ClipSuite(TINY, torch.device("cpu"))
 
 
 def reference(files: dict[str, Path]) -> Any:

@@ -54,7 +54,7 @@ def test_a_path_is_no_name_of_a_profile(root: Path, name: str) -> None:
         ("suite: [", r"profiles/smoke.yaml is not valid YAML"),
         ("- suite", r"must hold `suite:` and `notebooks:`; it holds list"),
         ("", r"it holds NoneType"),
-        (GOOD + "workers: 3\n", r"may hold name, suite, description, notebooks\):\n  workers: Extra inputs"),
+        (GOOD + "workers: 3\n", r"may hold name, suite, description, budget, notebooks\):\n  workers: Extra inputs"),
         ("notebooks: {a: {}}", r"\n  suite: Field required"),
         ("suite: 3\nnotebooks: {}", r"\n  suite: .*string\n  notebooks: .*at least 1"),
         (GOOD + "name: other\n", r"calls itself 'other'"),

@@ -12,9 +12,10 @@ from typing import Any
 
 import nbformat
 import pytest
+import yaml
 from projects import write_notebook, write_profile
 
-from mergekit_lite import cache, runner
+from mergekit_lite import cache, profiles, runner
 from mergekit_lite.errors import KitError
 
 LISTING = "Parameters: steps: int = 3, rate: float = 0.001, names: list[str] = ['a'], suite: str = 'miniature'."
@@ -166,6 +167,23 @@ def test_a_notebook_runs_in_this_python_and_again_only_when_something_changed(
     assert len(stamps) == 5
     assert stamps[0] == stamps[1]
     assert len(set(stamps)) == 4
+
+
+def test_the_budget_is_printed_before_a_run_and_not_when_there_is_nothing_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_notebook(tmp_path, "one", "steps")
+    path = tmp_path / "profiles" / "short.yaml"
+    write_profile(tmp_path, one={})
+    words = {"download": "nothing", "disk": "1 GB (computed)", "memory": "2 GB (measured)", "time": "not measured yet"}
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "budget": words}))
+    profile = profiles.load("short", tmp_path)
+    runner.run_profile(profile, tmp_path)
+    budget, _, rest = capsys.readouterr().out.partition("one: running")
+    assert budget.splitlines()[1:] == [f"  {name}: {text}" for name, text in words.items()]
+    assert rest
+    runner.run_profile(profile, tmp_path)
+    assert "nothing" not in capsys.readouterr().out.replace("nothing to do", "")
 
 
 def test_a_failing_cell_is_named_and_the_last_good_result_stays(tmp_path: Path) -> None:

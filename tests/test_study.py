@@ -267,6 +267,18 @@ def test_a_key_changes_with_everything_that_may_change_the_answer(
     assert study.cell_key(suite, cell("layer_wise_adamerging", steps=2, learning_rate=1e-3)) == keys[0]
 
 
+@pytest.mark.parametrize(
+    ("method", "looks"),
+    [("soft_frank_wolfe", True), ("regmean", True), ("layer_wise_adamerging", False), ("simple_average", False)],
+)
+def test_a_key_changes_with_the_training_images_only_if_the_method_looks_at_them(
+    suite: "Suite", method: str, looks: bool
+) -> None:
+    before = study.cell_key(suite, cell(method))
+    suite.training_images = 20  # type: ignore[attr-defined]
+    assert (study.cell_key(suite, cell(method)) != before) is looks
+
+
 def test_a_key_changes_with_the_code_of_the_evaluation_but_not_with_a_comment(
     suite: "Suite", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,8 +169,12 @@ class Suite(ABC):
         """Make or fetch all images and experts of `tasks` that are not there yet, `workers` at a time."""
 
     @abstractmethod
-    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str]) -> dict[str, Any]:
-        """Return hashes of all that a result depends on (base, experts, images), without making any of it."""
+    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
+        """Return hashes of all that a result depends on, without making any of it.
+
+        They are of the base, the experts of `pool`, heads and test images of `evaluate`, and the training images of
+        `learnt`.
+        """
 
     def with_expert_seed(self, seed: int) -> "Suite":
         """Return this suite with experts of another training run, for error bars; seed 0 is the suite itself.

@@ -25,10 +25,17 @@ EXPERT = "model.safetensors"  # transformers' name of the file in every expert's
 def load(name: str, device: torch.device) -> "ClipSuite":
     """Return the suite of the CLIP called `name` on `device`; its base weights are fetched if they are not there.
 
+    After an @ comes the family of converted experts: ``clip-vit-b-32@OC-8``. Without it they are the hub's.
+
     Raises:
         KitError: the base weights cannot be fetched.
     """
-    return ClipSuite(MODELS[name], device)
+    model, _, family = name.partition("@")
+    if not family:
+        return ClipSuite(MODELS[model], device)
+    from mergekit_lite.suites.clip.converted import ConvertedSuite
+
+    return ConvertedSuite(MODELS[model], family, device)
 
 
 def base_file(model: ClipModel) -> tuple[str, str]:
@@ -124,12 +131,13 @@ class ClipSuite(Suite):
         if not check.skipped():
             check.check_experts(self, tasks)
 
-    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str]) -> dict[str, Any]:
-        """Return hashes of the base, the experts, the class names and prompts, and the test images.
+    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
+        """Return hashes of the base, the experts, the class names and prompts, and the images.
 
         Nothing is fetched for it: what is not in the cache yet is named by the hash that the hub lists. Commits are
         left out, since a new line in a repository's README changes no result; `sources` names them.
         """
+        training = {task: decoded.fingerprint(self.entries[task], "train", self._side) for task in learnt}
         return {
             "suite": self.name,
             "code": code_hash(HERE / "__init__.py", HERE / "transformers_format.py", HERE.parent / "suite.py"),
@@ -142,6 +150,7 @@ class ClipSuite(Suite):
                 task: decoded.fingerprint(self.entries[task], "test", self._side)
                 for task in dict.fromkeys([*pool, *evaluate])
             },
+            **({"training data": training} if learnt else {}),
         }
 
     def sources(self, tasks: Sequence[str]) -> dict[str, str]:

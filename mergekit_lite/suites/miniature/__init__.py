@@ -118,7 +118,7 @@ class Miniature(Suite):
             outcome()
             print(f"[{done}/{len(missing)}] expert {task}, {time.perf_counter() - begun:.0f} s", flush=True)
 
-    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str]) -> dict[str, Any]:
+    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
         """Return hashes of the base, the experts' recipes and the drawing code: nothing is drawn or trained for it."""
         return {
             "suite": self.name,
@@ -127,6 +127,7 @@ class Miniature(Suite):
             "experts": {task: self.expert_hash(task) for task in pool},
             "heads": {task: [*self.tasks[task].classnames, *self.tasks[task].templates] for task in evaluate},
             "data": {task: data_hash(task, "test") for task in dict.fromkeys([*pool, *evaluate])},
+            **({"training data": {task: data_hash(task, "train") for task in learnt}} if learnt else {}),
         }
 
 

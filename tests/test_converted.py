@@ -1,0 +1,128 @@
+"""Converted checkpoints of another family become a suite of their own, which says so in every record."""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_clip import TASKS, TINY
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from mergekit_lite import study
+from mergekit_lite.cli import app
+from mergekit_lite.errors import KitError
+from mergekit_lite.study import Cell
+from mergekit_lite.suites import SUITES, load_suite
+from mergekit_lite.suites.clip import ClipSuite
+from mergekit_lite.suites.clip.benchmark import MODELS
+from mergekit_lite.suites.clip.converted import ConvertedSuite, place
+
+
+@pytest.fixture
+def family(suite: ClipSuite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, dict[str, Tensor]]:
+    """Task -> the encoder that was pickled, with its projection, and converted by the command."""
+    monkeypatch.setitem(MODELS, TINY.name, TINY)
+    monkeypatch.setitem(SUITES, TINY.name, "mergekit_lite.suites.clip")
+    encoders = {}
+    for number, task in enumerate(TASKS):
+        torch.manual_seed(number)
+        start = dict(suite._model.visual.named_parameters())
+        encoders[task] = {name: value.detach() + 0.05 * torch.randn_like(value) for name, value in start.items()}
+        torch.save({f"model.visual.{name}": value for name, value in encoders[task].items()}, tmp_path / f"{task}.pt")
+        result = convert(tmp_path / f"{task}.pt", task)
+        assert result.exit_code == 0, result.output
+    return encoders
+
+
+def convert(source: Path, task: str, *more: str) -> Result:
+    return CliRunner().invoke(app, ["convert", str(source), "--suite", TINY.name, "--task", task, *more])
+
+
+def oc8() -> ConvertedSuite:
+    return ConvertedSuite(TINY, "OC-8", torch.device("cpu"))
+
+
+def test_experts_come_from_the_converted_files_and_their_projection_is_merged(
+    suite: ClipSuite, family: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    converted = oc8()
+    assert set(converted.base) == set(suite.base) | {"proj"}
+    for task, encoder in family.items():
+        assert all(torch.equal(converted.experts[task][name], value) for name, value in encoder.items())
+    images = torch.from_numpy(suite.split("mnist", "test").images[:4])
+    assert torch.equal(converted.encode(converted.base, images), suite.encode(suite.base, images))
+    changed = {**converted.base, "proj": family["mnist"]["proj"]}
+    assert not torch.allclose(converted.encode(changed, images), converted.encode(converted.base, images))
+
+
+def test_a_record_says_of_which_family_its_experts_are(
+    suite: ClipSuite, family: Mapping[str, Mapping[str, Tensor]], tmp_path: Path
+) -> None:
+    cell = Cell(method="simple_average", pool=TASKS, evaluate=TASKS)
+    converted = oc8()
+    (record,) = study.run(converted, [cell], workers=1, folder=tmp_path / "records")
+    assert record.suite == f"{TINY.name}@OC-8"
+    assert converted.title == "CLIP tiny (OC-8)"
+    assert study.cell_key(suite, cell) != record.key
+    told = converted.sources(["mnist"])
+    assert told["base"].startswith("nobody/base@")
+    assert told["mnist"].startswith("OC-8: mnist.pt, sha256 ")
+    again = pickle.loads(pickle.dumps(converted.loader))()
+    assert (again.name, study.cell_key(again, cell)) == (converted.name, record.key)
+
+
+def test_a_key_changes_with_the_converted_file(family: Mapping[str, Mapping[str, Tensor]], tmp_path: Path) -> None:
+    before = oc8().fingerprint(TASKS, ["mnist"])
+    assert before == oc8().fingerprint(TASKS, ["mnist"])
+    torch.save({name: value + 1 for name, value in family["eurosat"].items()}, tmp_path / "other.pt")
+    convert(tmp_path / "other.pt", "eurosat")
+    after = oc8().fingerprint(TASKS, ["mnist"])
+    assert {name for name in before if before[name] != after[name]} == {"experts"}
+    assert before["experts"]["mnist"] == after["experts"]["mnist"]
+
+
+def test_the_family_stands_behind_the_name_of_the_suite(
+    family: Mapping[str, Mapping[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "clip-vit-b-32", replace(TINY, name="clip-vit-b-32"))
+    suite = load_suite("clip-vit-b-32@OC-8", "cpu")
+    assert (type(suite), suite.name) == (ConvertedSuite, "clip-vit-b-32@OC-8")
+    for wrong in ("miniature@OC-8", "clip-vit-b-32@", "clip-vit-b-32@../x", "nothing@OC-8"):
+        with pytest.raises(KitError, match="There is no suite"):
+            load_suite(wrong, "cpu")
+
+
+def test_an_expert_that_is_missing_or_does_not_fit_is_worded(
+    family: Mapping[str, Mapping[str, Tensor]], tmp_path: Path
+) -> None:
+    with pytest.raises(KitError, match=r"no OC-8 expert of 'dtd'.* mergekit-lite convert FILE.pt --suite clip-tiny "):
+        oc8().prepare(["mnist", "dtd"], 1)
+    path = place(TINY.name, "OC-8", "mnist")
+    save_file(load_file(path), path, {"family": "OC-20", "weights": "x"})
+    with pytest.raises(KitError, match="is of the family OC-20, not OC-8"):
+        oc8().expert("mnist")
+    torch.save({"visual.conv1.weight": torch.ones(1, 3, 8, 8)}, tmp_path / "short.pt")
+    convert(tmp_path / "short.pt", "mnist")
+    with pytest.raises(KitError, match=r"the OC-8 expert of 'mnist' do not fit .* 'class_embedding' is missing"):
+        oc8().expert("mnist")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--suite", "miniature", "--task", "dtd"], "'miniature' takes no converted experts"),
+        (["--suite", "clip-vit-b-32", "--task", "cars"], "no task 'cars'"),
+        (["--task", "dtd"], "'None' takes no converted experts"),
+        (["--suite", "clip-vit-b-32", "--task", "dtd", "--family", "a/b"], "no suite 'clip-vit-b-32@a/b'"),
+        (["--suite", "clip-vit-b-32", "--task", "dtd", "--output", "x.safetensors"], "Leave out --output"),
+    ],
+)
+def test_options_that_name_no_place_are_worded(options: list[str], words: str, tmp_path: Path, cache: Path) -> None:
+    torch.save({"conv1.weight": torch.ones(1)}, tmp_path / "x.pt")
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "x.pt"), *options])
+    assert result.exit_code != 0
+    assert words in " ".join(result.output.split())
