@@ -82,6 +82,7 @@ class Provenance(BaseModel):
     dtype: str
     commit: str | None = Field(description="commit of the library's source, with + if files differ from it")
     suite: dict[str, Any] = Field(description="hashes of the base weights, the experts and the data")
+    sources: dict[str, str] = Field({}, description="where downloaded weights are from: repository@commit/file")
     code: str = Field(description="hash of the source of the method and of the evaluation")
     started: datetime
 

@@ -307,6 +307,7 @@ def _answer(suite: "Suite", job: _Job) -> Record:
             dtype=str(next(iter(suite.base.values())).dtype).removeprefix("torch."),
             commit=job.commit,
             suite=_fingerprint(suite, cell),
+            sources=suite.sources(cell.pool),
             code=_code(cell),
             started=started,
         ),

@@ -93,6 +93,9 @@ class FakeSuite:
             raise KitError(f"There is no task '{unknown[0]}'. Tasks: {', '.join(self.tasks)}.")
         return tuple(which)
 
+    def sources(self, tasks: Iterable[str]) -> dict[str, str]:
+        return {task: f"here/{task}" for task in tasks}
+
     def prepare(self, tasks: Sequence[str], workers: int, say: Callable[[str], Any] = print) -> None:
         self.prepared.append(tuple(tasks))
 

@@ -68,7 +68,7 @@ def test_a_record_says_of_which_family_its_experts_are(
     assert record.suite == f"{TINY.name}@OC-8"
     assert converted.title == "CLIP tiny (OC-8)"
     assert study.cell_key(suite, cell) != record.key
-    told = converted.sources(["mnist"])
+    told = record.provenance.sources
     assert told["base"].startswith("nobody/base@")
     assert told["mnist"].startswith("OC-8: mnist.pt, sha256 ")
     again = pickle.loads(pickle.dumps(converted.loader))()

@@ -176,6 +176,10 @@ class Suite(ABC):
         `learnt`.
         """
 
+    def sources(self, tasks: Sequence[str]) -> dict[str, str]:
+        """Return where downloaded weights come from, of the base and the experts of `tasks`; nothing if none were."""
+        return {}
+
     def with_expert_seed(self, seed: int) -> "Suite":
         """Return this suite with experts of another training run, for error bars; seed 0 is the suite itself.
 
