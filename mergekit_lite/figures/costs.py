@@ -95,11 +95,11 @@ def spread_dots(seeds: pd.DataFrame, images: Mapping[str, tuple[float, float, fl
                 clip_on=False, **drawn_as,
             )  # fmt: skip
             told = "–" if pd.isna(over) else f"{over:.2f}"
-            for place, text in ((38, f"{values.mean():.1f}"), (88, told), (142, f"{spread:.2f}")):
-                cell(axes, place, row, text, bold=place == 38)
+            for place, text in ((36, f"{values.mean():.1f}"), (92, told), (154, f"{spread:.2f}")):
+                cell(axes, place, row, text, bold=place == 36)
             title = registry.get(name).title
             said.append(f"{title} mean {values.mean():.1f}, over {len(values)} seeds {told}, over images {spread:.2f}")
-        for place, text in ((38, "mean"), (88, "s.d. seeds"), (142, "s.d. images")):
+        for place, text in ((36, "mean"), (92, "s.d. seeds"), (154, "s.d. images")):
             cell(axes, place, -0.85, text)
         axes.axvline(0, color=PALE, linewidth=0.8, zorder=0)
         axes.set(ylim=(len(names) - 0.5, -0.6), yticks=range(len(names)))
