@@ -92,12 +92,12 @@ def notebook_times(root: Path) -> list[tuple[str, str | None, int | None]]:
 
 
 def times_table(rows: Sequence[tuple[str, str | None, int | None]]) -> list[str]:
-    """Return the lines of a MyST table of `notebook_times`, with a sum of the seconds that are known."""
-    known = [seconds for *_, seconds in rows if seconds is not None]
+    """Return the lines of a MyST table of `notebook_times`, with their sum if all are known."""
     lines = ["| Notebook | Profile | Seconds |", "| :--- | :--- | ---: |"]
     for page, profile, seconds in rows:
         lines.append(f"| [](/{page}.ipynb) | {profile or '–'} | {'–' if seconds is None else f'{seconds:,}'} |")
-    return [*lines, f"| All | | {sum(known):,} |"] if known else lines
+    known = [seconds for *_, seconds in rows if seconds is not None]
+    return [*lines, f"| All | | {sum(known):,} |"] if known and len(known) == len(rows) else lines
 
 
 def _check_sources(root: Path) -> None:

@@ -105,7 +105,7 @@ def spread_dots(seeds: pd.DataFrame, images: Mapping[str, tuple[float, float, fl
         axes.set(ylim=(len(names) - 0.5, -0.6), yticks=range(len(names)))
         axes.set_yticklabels([registry.get(name).title for name in names])
         axes.set_xlabel("distance from the mean (points)")
-        axes.xaxis.get_major_locator().set_params(nbins=6)
+        axes.locator_params(axis="x", nbins=6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_axisbelow(True)
