@@ -68,7 +68,8 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
         given = ", ".join(f"{key}={value!r}" for key, value in checked[name].items())
         print(f"{name}: running{f' with {given}' if given else ''}", flush=True)
         stamped = {"profile": profile.name, "stamp": stamp(template, checked[name], library)}
-        print(f"{name}: done in {_execute(template, target, checked[name], stamped):.0f} s", flush=True)
+        seconds = _execute(template, target, checked[name], stamped)
+        print(f"{name}: done in {seconds:.0f} s", flush=True)
     return executed
 
 
