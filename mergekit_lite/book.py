@@ -1,10 +1,12 @@
 """Builds the book from its pages and the promoted notebooks: strictly, offline, and only what changed."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +77,29 @@ def toc_pages(root: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
+def notebook_times(root: Path) -> list[tuple[str, str | None, int | None]]:
+    """Return page, profile and seconds of each promoted notebook of the book at `root`, in reading order.
+
+    Profile and seconds are None where the notebook does not say: it was not made by `mergekit-lite run`.
+    """
+    rows = []
+    for page in toc_pages(root):
+        path = root / f"{page}.ipynb"
+        if page.startswith(EXECUTED) and path.is_file():
+            stamp = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("mergekit_lite", {})
+            rows.append((page, stamp.get("profile"), stamp.get("seconds")))
+    return rows
+
+
+def times_table(rows: Sequence[tuple[str, str | None, int | None]]) -> list[str]:
+    """Return the lines of a MyST table of `notebook_times`, with their sum if all are known."""
+    lines = ["| Notebook | Profile | Seconds |", "| :--- | :--- | ---: |"]
+    for page, profile, seconds in rows:
+        lines.append(f"| [](/{page}.ipynb) | {profile or '–'} | {'–' if seconds is None else f'{seconds:,}'} |")
+    known = [seconds for *_, seconds in rows if seconds is not None]
+    return [*lines, f"| All | | {sum(known):,} |"] if known and len(known) == len(rows) else lines
+
+
 def _check_sources(root: Path) -> None:
     missing = [name for name in ("_config.yml", "_toc.yml") if not (root / name).is_file()]
     if missing:
@@ -112,6 +137,20 @@ def _explain(text: str, log: Path, root: Path) -> str:
 
 def setup(app: "Sphinx") -> dict[str, bool]:
     """Make this module a Sphinx extension; `_config.yml` lists it."""
+    from docutils import nodes
+    from docutils.statemachine import StringList
+    from sphinx.util.docutils import SphinxDirective
+
+    class NotebookTimes(SphinxDirective):
+        """The directive `notebook-times`: a table of how long the promoted notebooks took."""
+
+        def run(self) -> list[nodes.Node]:
+            """Return the table."""
+            lines, into = times_table(notebook_times(Path(self.env.srcdir))), nodes.container()
+            self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, into)
+            return into.children
+
+    app.add_directive("notebook-times", NotebookTimes)
     app.connect("env-get-outdated", _outdated_quotations)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 

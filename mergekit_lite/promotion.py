@@ -34,7 +34,8 @@ def promote(executed: Path, template: Path, target_folder: Path) -> Path:
     Args:
         executed: what `run_profile` wrote.
         template: the notebook that it was made from, as it is today.
-        target_folder: where the book reads it, under the template's name. The file is written only if it changes.
+        target_folder: where the book reads it, under the template's name. The file is written only if it changes; other
+            seconds alone are no change, so that a run which gave the same results leaves the book as it is.
 
     Raises:
         KitError: it is not fit for the book; all reasons are listed.
@@ -58,10 +59,15 @@ def promote(executed: Path, template: Path, target_folder: Path) -> Path:
             + f"\nMend notebooks/{template.name} and run it again."
         )
     target = target_folder / template.name
-    if not target.exists() or target.read_text(encoding="utf-8") != text:
+    if not target.exists() or _without_seconds(target.read_text(encoding="utf-8")) != _without_seconds(text):
         with written_whole(target) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return target
+
+
+def _without_seconds(text: str) -> str:
+    """Return a promoted notebook's text without the line that says how long the run took."""
+    return re.sub(r',\s*"seconds": \d+(?=\s*\})', "", text)
 
 
 def _code(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode]]:
@@ -167,7 +173,7 @@ class _Pictures(HTMLParser):
 
 
 def without_machine(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy without paths, times and versions of the machine, so that the same results are the same bytes."""
+    """Return a copy without paths, dates and versions of the machine; of its stamp stay profile and whole seconds."""
     copy = nbformat.from_dict(notebook)
     stamp = notebook.metadata.get("mergekit_lite", {})
     copy.metadata = nbformat.from_dict(
@@ -177,7 +183,8 @@ def without_machine(notebook: NotebookNode) -> NotebookNode:
         }
     )
     if "profile" in stamp:
-        copy.metadata["mergekit_lite"] = {"profile": stamp["profile"]}
+        kept = {"seconds": round(stamp["seconds"])} if "seconds" in stamp else {}
+        copy.metadata["mergekit_lite"] = {"profile": stamp["profile"], **kept}
     for cell in copy.cells:
         cell.metadata = nbformat.from_dict(
             {key: value for key, value in cell.metadata.items() if key not in ("papermill", "execution")}

@@ -67,12 +67,11 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
         if profile.budget:
             print(f"What profile {profile.name} takes when nothing is there yet:\n{profile.budget}", flush=True)
     for name, template, target in stale:
-        begun = time.perf_counter()
         given = ", ".join(f"{key}={value!r}" for key, value in checked[name].items())
         print(f"{name}: running{f' with {given}' if given else ''}", flush=True)
         stamped = {"profile": profile.name, "stamp": stamp(template, checked[name], library)}
-        _execute(template, target, checked[name], stamped)
-        print(f"{name}: done in {time.perf_counter() - begun:.0f} s", flush=True)
+        seconds = _execute(template, target, checked[name], stamped)
+        print(f"{name}: done in {seconds:.0f} s", flush=True)
     return executed
 
 
@@ -196,7 +195,9 @@ class ThisPython(AsyncKernelManager):
         return KernelSpec(argv=command, display_name="Python 3", language="python")
 
 
-def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped: Mapping[str, str]) -> None:
+def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped: Mapping[str, str]) -> float:
+    """Execute `template` into `target`, stamp it, and return the seconds that it took; they are in the stamp, too."""
+    begun = time.perf_counter()
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
     failed = target.with_name(f"{target.stem}.failed.ipynb")
@@ -214,9 +215,11 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
             cwd=str(template.parent),  # as in Jupyter
         )
         notebook = read_notebook(partial)
-        notebook.metadata["mergekit_lite"] = dict(stamped)
+        seconds = time.perf_counter() - begun
+        notebook.metadata["mergekit_lite"] = {**stamped, "seconds": round(seconds, 1)}
         nbformat.write(notebook, partial)
         os.replace(partial, target)
+        return seconds
     except (PapermillExecutionError, DeadKernelError) as error:
         os.replace(partial, failed)
         what = "its kernel died, most often because the memory ran out."

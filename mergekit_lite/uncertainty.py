@@ -1,4 +1,4 @@
-"""Entropy and loss of each test image: does the one, which needs no label, tell anything about the other?"""
+"""What single test images say: entropy beside loss, and how far an accuracy would move with other images."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -9,21 +9,28 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from mergekit_lite.errors import KitError
+from mergekit_lite.methods import registry
+from mergekit_lite.methods.averaging import fixed_coefficients
+from mergekit_lite.weights import Weights
+
 if TYPE_CHECKING:
+    from mergekit_lite.records import Record
     from mergekit_lite.suites.suite import Suite
 
 
 def entropy_and_loss(
     suite: "Suite", weights: Mapping[str, Tensor], tasks: Sequence[str], batch_size: int = 125
 ) -> pd.DataFrame:
-    """Return a row for each test image of `tasks`: columns ``task``, ``entropy`` and ``loss``, both in nats.
+    """Return a row for each test image of `tasks`: columns ``task``, ``entropy`` and ``loss`` (nats), and ``right``.
 
-    The entropy is that of the prediction, as AdaMerging minimises it; the loss is the cross-entropy with the label.
+    The entropy is that of the prediction, as AdaMerging minimises it; the loss is the cross-entropy with the label;
+    ``right`` says whether the prediction is the label.
     """
     frames = []
     for task in tasks:
         split, head = suite.split(task, "test"), suite.heads[task].to(suite.device)
-        entropies, losses = [], []
+        entropies, losses, rights = [], [], []
         with torch.inference_mode():
             for start in range(0, len(split.labels), batch_size):
                 rows = slice(start, start + batch_size)
@@ -34,8 +41,9 @@ def entropy_and_loss(
                 labels = torch.as_tensor(np.array(split.labels[rows]), device=logits.device)
                 entropies.append(-(logs.exp() * logs).sum(1).cpu())
                 losses.append(cross_entropy(logits, labels, reduction="none").cpu())
+                rights.append((logits.argmax(1) == labels).cpu())
         columns = {"entropy": torch.cat(entropies).double().numpy(), "loss": torch.cat(losses).double().numpy()}
-        frames.append(pd.DataFrame({"task": task, **columns}))
+        frames.append(pd.DataFrame({"task": task, **columns, "right": torch.cat(rights).numpy()}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -52,3 +60,87 @@ def grouped(frame: pd.DataFrame, groups: int = 10) -> pd.DataFrame:
     # A stable sort keeps the tasks in their order.
     ordered = frame.assign(group=part).sort_values("group", kind="stable")
     return ordered.groupby(["task", "group"], sort=False)[["entropy", "loss"]].mean().reset_index()
+
+
+def image_spread(record: "Record", sizes: Mapping[str, int], draws: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Return the record's average accuracy (%) on `draws` bootstrap samples of the test images.
+
+    Each task's images are drawn anew, with replacement, as many as there are. An accuracy counts images that are right
+    or wrong, so the accuracy and the number of images are enough: nothing is evaluated again.
+
+    Args:
+        record: whose accuracy.
+        sizes: number of test images by task.
+        draws: bootstrap samples.
+        seed: of the draws.
+
+    Raises:
+        KitError: a size is missing.
+    """
+    missing = [task for task in record.accuracy if not sizes.get(task)]
+    if missing:
+        raise KitError(f"The number of test images of {', '.join(missing)} is needed. Give sizes[task].")
+    counts = {task: round(value / 100 * sizes[task]) for task, value in record.accuracy.items()}
+    outcomes = {task: np.repeat([1.0, 0.0], [right, sizes[task] - right]) for task, right in counts.items()}
+    return _resampled(outcomes, draws, seed)
+
+
+def paired_spread(one: pd.DataFrame, other: pd.DataFrame, draws: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Return the difference of two average accuracies (points, `one` minus `other`) on bootstrap samples.
+
+    Both models answer the same images in each sample, so what makes an image easy or hard for both drops out.
+
+    Args:
+        one: as `entropy_and_loss` returns it.
+        other: of another model on the same images in the same order.
+        draws: bootstrap samples.
+        seed: of the draws.
+
+    Raises:
+        KitError: the two frames are not about the same images.
+    """
+    if list(one["task"]) != list(other["task"]):
+        raise KitError("The two models did not answer the same images. Call entropy_and_loss with the same tasks.")
+    difference = one["right"].to_numpy(float) - other["right"].to_numpy(float)
+    outcomes = {str(task): difference[rows] for task, rows in one.groupby("task", sort=False).indices.items()}
+    return _resampled(outcomes, draws, seed)
+
+
+def _resampled(outcomes: Mapping[str, np.ndarray], draws: int, seed: int) -> np.ndarray:
+    """Return 100 times the mean over tasks of each task's mean outcome, (draws,); outcomes have a few values each."""
+    generator, total = np.random.default_rng(seed), np.zeros(draws)
+    for values in outcomes.values():
+        kinds, counts = np.unique(values, return_counts=True)
+        drawn = generator.multinomial(len(values), counts / len(values), size=draws)
+        total += drawn @ kinds / len(values)
+    return 100 * total / len(outcomes)
+
+
+def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return the two quantiles that hold the part `level` of the draws between them."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def rebuilt(suite: "Suite", record: "Record") -> Weights:
+    """Return the merged weights of a record again, without adapting: a record keeps accuracies, but no weights.
+
+    Raises:
+        KitError: the method would have to see its data again. Merges without data and AdaMerging can be rebuilt.
+    """
+    cell, info = record.cell, registry.get(record.cell.method)
+    suite = suite.with_expert_seed(cell.expert_seed)
+    experts = {name: suite.experts[name] for name in cell.pool}
+    learned = {"task_wise_adamerging", "layer_wise_adamerging"}
+    if cell.broken or (cell.method not in learned and "data" in info.resources):
+        raise KitError(
+            f"{record.title} cannot be merged again from its record. Take a merge without data, or AdaMerging."
+        )
+    if cell.method in learned:
+        merged = fixed_coefficients(suite.base, experts, coefficients=record.trace["coefficients"]["values"])
+    else:
+        seed = {"seed": cell.seed} if "seed" in info.resources else {}
+        merged = info.function(suite.base, experts, **seed, **cell.parameters)
+    if merged.own:
+        raise KitError(f"{record.title} is no single model. Take a merge without data, or AdaMerging.")
+    return dict(merged.weights)

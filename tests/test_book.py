@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from mergekit_lite.book import EXECUTED, build_book, toc_pages
+from mergekit_lite.book import EXECUTED, build_book, notebook_times, times_table, toc_pages
 from mergekit_lite.errors import KitError
 
 ROOT = Path(__file__).parents[1]
@@ -74,12 +74,17 @@ def glued(name: str, data: dict[str, str]) -> nbformat.NotebookNode:
     return new_output("display_data", data=data, metadata={"scrapbook": {"name": name, "mime_prefix": ""}})
 
 
-def stand_in(path: Path, numbers: dict[str, float]) -> None:
+def stand_in(path: Path, numbers: dict[str, float], seconds: int | None = None) -> None:
     """Write the smallest executed notebook that the pages can quote."""
     outputs = [glued(name, {"text/plain": repr(value)}) for name, value in numbers.items()]
     outputs += [glued(name, {"text/html": SHEET, "text/plain": "sheet"}) for name in ("eight-table", "eight-bars")]
-    cells = [new_markdown_cell("# Eight tasks"), new_code_cell("show()", execution_count=1, outputs=outputs)]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    title = path.stem.replace("_", " ").capitalize()
+    cells = [new_markdown_cell(f"# {title}"), new_code_cell("show()", execution_count=1, outputs=outputs)]
+    metadata: dict[str, dict[str, object]] = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+    }
+    if seconds is not None:
+        metadata["mergekit_lite"] = {"profile": "miniature", "seconds": seconds}
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=cells, metadata=metadata), path)
 
@@ -208,6 +213,30 @@ def test_suite_page_quotes_the_notebook_and_shows_the_tested_example(tree: Path)
     assert "Flags in two colours" in page
 
 
+def times_shown(page: Path) -> dict[str, tuple[str, str]]:
+    """Return notebook -> profile and seconds, as the page about reproducing shows them."""
+    section = page.read_text(encoding="utf-8").split('id="how-long-it-took"')[1].split("</section>")[0]
+    rows = [re.findall(r"<td.*?>(.*?)</td>", row, re.DOTALL) for row in section.split("<tr")[2:]]
+    plain = [[re.sub(r"<[^>]+>", "", cell).strip() for cell in row] for row in rows]
+    return {name: (profile, seconds) for name, profile, seconds in plain}
+
+
+def test_page_about_reproducing_has_a_row_for_each_promoted_notebook(tree: Path) -> None:
+    found = notebook_times(tree)
+    assert [f"{page}.ipynb" for page, *_ in found] == list(STAND_INS)
+    shown = times_shown(tree / "book/_build/html/book/reproduce.html")
+    assert len(shown) == len(found) + ("All" in shown)
+    told = [("–" if seconds is None else f"{seconds:,}") for *_, seconds in found]
+    assert {seconds for name, (_, seconds) in shown.items() if name != "All"} == set(told)
+
+
+def test_times_are_summed_if_all_are_known_and_dashes_stand_for_others() -> None:
+    rows = [("a", "miniature", 1200), ("c", "mine", 34)]
+    told = ["| [](/a.ipynb) | miniature | 1,200 |", "| [](/c.ipynb) | mine | 34 |"]
+    assert times_table(rows)[2:] == [*told, "| All | | 1,234 |"]
+    assert times_table([*rows, ("b", None, None)])[2:] == [*told, "| [](/b.ipynb) | – | – |"]
+
+
 def test_an_executed_notebook_that_is_missing_is_named(tmp_path: Path) -> None:
     tree = copy_of_the_book(tmp_path)
     fill_in(tree)
@@ -231,10 +260,14 @@ def test_changes_and_mistakes_are_seen_in_a_second_build(tmp_path: Path) -> None
     assert "41.2" in welcome.read_text()
 
     # a page that quotes a notebook follows it, though the page itself did not change
-    stand_in(tree / NOTEBOOK, {**NUMBERS, "eight-zero-shot": 12.34})
+    times = tree / "book/_build/html/book/reproduce.html"
+    assert times_shown(times)["Eight tasks"] == ("–", "–")
+    stand_in(tree / NOTEBOOK, {**NUMBERS, "eight-zero-shot": 12.34}, seconds=1234)
     build_book(tree)
     assert "12.3" in welcome.read_text()
     assert "41.2" not in welcome.read_text()
+    assert times_shown(times)["Eight tasks"] == ("miniature", "1,234")
+    assert "All" not in times_shown(times)  # the others do not say
 
     # a mistake fails the build, is named, and is named again until it is mended
     sound = page.read_text(encoding="utf-8")

@@ -65,6 +65,8 @@ KINDS: dict[str, Callable[[], Figure]] = {
     ),
     "lines of eight tasks": lambda: figures.lines(many(), xlabel="steps", ylabel="coefficient"),
     "scatter": lambda: figures.scatter(dots(), xlabel="entropy (nats)", ylabel="loss (nats)"),
+    "costs": lambda: figures.cost_scatter(spent(), {"pretrained": 40.0}, apart=["multi_task_training"]),
+    "spreads": lambda: figures.spread_dots(seeds(), {"task_arithmetic": (0.4, -0.8, 0.7), "dare": (0.5, -1.0, 1.0)}),
     "arrows": lambda: figures.arrows(moves(), xlabel="accuracy (%)"),
 }  # fmt: skip
 
@@ -94,6 +96,16 @@ def many() -> pd.DataFrame:
 
 def dots() -> pd.DataFrame:
     return pd.DataFrame({"group": ["signs", "digits"] * 3, "x": [1, 2, 3, 4, 5, 6], "y": [2, 1, 3, 4, 6, 5]})
+
+
+def spent() -> pd.DataFrame:
+    rows = [("task_arithmetic", 0.01, 70.0), ("ties_merging", 0.1, 65.0), ("layer_wise_adamerging", 50.0, 85.0)]
+    return pd.DataFrame([*rows, ("multi_task_training", 70.0, 95.0)], columns=["name", "seconds", "accuracy"])
+
+
+def seeds() -> pd.DataFrame:
+    rows = [("task_arithmetic", 70.0), ("dare", 68.0), ("dare", 70.0), ("dare", 69.0)]
+    return pd.DataFrame(rows, columns=["name", "accuracy"])
 
 
 def moves() -> pd.DataFrame:
@@ -497,3 +509,25 @@ def test_kinds_of_pools_are_marks_beside_each_other() -> None:
     assert alone.get_marker() != noise.get_marker()
     with pytest.raises(KitError, match="7 kinds of pools cannot be told apart"):
         figures.pool_dots(pd.DataFrame([[50.0] * 7], index=["dare"], columns=list("abcdefg")), "3 tasks")
+
+
+def test_cost_front_is_a_staircase_over_what_nothing_cheaper_reaches() -> None:
+    figure = figures.cost_scatter(spent(), {"pretrained": 40.0}, apart=["multi_task_training"])
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    (stairs,) = [line for line in axes.lines if str(line.get_label()).startswith("front")]
+    assert list(stairs.get_ydata()) == [70.0, 85.0, 85.0]  # type: ignore[arg-type]
+    assert list(stairs.get_xdata())[:2] == [0.01, 50.0]  # type: ignore[arg-type]
+    assert str(figure.get_label()).endswith("Front: Task Arithmetic, Layer-wise AdaMerging.")
+
+
+def test_spreads_stand_around_the_mean_with_both_deviations_beside() -> None:
+    spreads = {"task_arithmetic": (0.4, -0.8, 0.7), "dare": (0.5, -1.0, 1.0)}
+    (axes,) = figures.spread_dots(seeds(), spreads).axes
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(-0.8, 1.5), (-1.0, 2.0)]  # type: ignore[attr-defined]
+    marks = [list(line.get_xdata()) for line in axes.lines if line.get_marker() != "None"]  # type: ignore[arg-type]
+    assert marks == [[0.0], [-1.0, 1.0, 0.0]]
+    printed = [text.get_text() for text in axes.texts]
+    assert printed[:6] == ["70.0", "–", "0.40", "69.0", "1.00", "0.50"]
+    with pytest.raises(KitError, match="Both spreads are needed for each method"):
+        figures.spread_dots(seeds(), {"dare": (0.5, -1.0, 1.0)})

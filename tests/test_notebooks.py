@@ -1,5 +1,6 @@
 """The notebooks: templates without outputs, parameters that papermill reads, and a smoke run from end to end."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,9 +10,10 @@ import nbformat
 import papermill
 import pytest
 
+from mergekit_lite.forecast import planned
 from mergekit_lite.profiles import load
 from mergekit_lite.promotion import promote
-from mergekit_lite.runner import check_parameters, run_profile
+from mergekit_lite.runner import check_parameters, notebook_parameters, run_profile
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -47,6 +49,11 @@ FW_GLUED = (
 SCALING_GLUED = (
     *("irrelevant", "relevant", "broken"),
     *(f"{pool}-{method}" for pool in ("alone", "crowd", "few", "all") for method in ("soft", "layer-wise", "blind")),
+)
+
+ABLATIONS_GLUED = (
+    *("spread", "sweep", "variants", "front", "costs"),
+    *("seeds", "images", "apart", "largest", "seconds", "blind-seconds"),
 )
 
 templates = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -124,6 +131,29 @@ def test_profiles_name_parameters_that_exist_with_their_types(name: str) -> None
         assert check_parameters(profile, notebook, ROOT)["suite"] == profile.suite
 
 
+@pytest.mark.skipif(not BASE.exists(), reason="there are no base weights: run mergekit-lite pretrain miniature")
+@pytest.mark.parametrize("name", ["smoke", "miniature"])
+def test_ablations_ask_what_eight_tasks_asked_so_that_records_are_shared(name: str) -> None:
+    profile = load(name, ROOT)
+    asked = {}
+    for notebook in ("eight_tasks", "ablations_and_cost"):
+        plan = planned(ROOT / "notebooks" / f"{notebook}.ipynb", check_parameters(profile, notebook, ROOT))
+        assert plan is not None
+        asked[notebook] = {json.dumps(cell.model_dump(), sort_keys=True) for cell in plan.cells}
+    assert asked["eight_tasks"] < asked["ablations_and_cost"]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_ablations_have_the_values_that_eight_tasks_has(name: str) -> None:
+    profile = load(name, ROOT)
+    values = []
+    for notebook in ("eight_tasks", "ablations_and_cost"):
+        defaults = notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
+        values.append({key: one.default for key, one in defaults.items()} | check_parameters(profile, notebook, ROOT))
+    shared = set(values[0]) - {"published_model"}
+    assert {key: values[1][key] for key in shared} == {key: values[0][key] for key in shared}
+
+
 class Seen(HTMLParser):
     """Collects the alternative texts and counts the tables of a piece of HTML."""
 
@@ -153,9 +183,10 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
         "twenty_tasks",
         "frank_wolfe",
         "scaling",
+        "ablations_and_cost",
     )
     assert set(executed) == set(names)
-    eight, tasks, regime, arithmetic, adamerging, twenty, frank_wolfe, scaling = (
+    eight, tasks, regime, arithmetic, adamerging, twenty, frank_wolfe, scaling, ablations = (
         outputs_of(promote(executed[name], ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "book")) for name in names
     )
     check(eight, tables=2, figures=5)  # the tasks and the results
@@ -213,6 +244,13 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     assert set(glued) == {f"scaling-{key}" for key in SCALING_GLUED}
     assert "FB; read off a figure" in glued["scaling-irrelevant"].data["text/html"]  # in the alternative text
     assert number(glued["scaling-few-blind"]) < number(glued["scaling-all-blind"]) <= 100  # an expert joined
+
+    check(ablations, tables=3, figures=4)  # pairs, costs, published costs
+    glued = by_key(ablations)
+    assert set(glued) == {f"ablations-{key}" for key in ABLATIONS_GLUED}
+    assert number(glued["ablations-images"]) > 0
+    assert number(glued["ablations-apart"]) > 1.9 * 2**0.5 * number(glued["ablations-images"])
+    assert "unlabelled test" in glued["ablations-costs"].data["text/html"]
 
 
 def outputs_of(path: Path) -> list[Any]:

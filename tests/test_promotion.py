@@ -39,7 +39,7 @@ def executed(tmp_path: Path, template: Path) -> Callable[..., Path]:
             cell.metadata["papermill"] = {"start_time": "now", "status": "completed"}
         code[-1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=3)]
         notebook.metadata["papermill"] = {"output_path": str(tmp_path / "build" / "x.ipynb"), "duration": 3.0}
-        notebook.metadata["mergekit_lite"] = {"profile": "short", "stamp": "0123"}
+        notebook.metadata["mergekit_lite"] = {"profile": "short", "stamp": "0123", "seconds": 61.7}
         notebook.metadata["language_info"] = {"name": "python", "version": "3.11.7"}
         change(notebook)
         path = tmp_path / "build" / "short" / "one.ipynb"
@@ -70,7 +70,7 @@ def test_a_good_notebook_is_promoted_without_what_belongs_to_the_machine(
         assert trace not in text
     notebook = nbformat.read(target, as_version=4)
     nbformat.validate(notebook)
-    assert notebook.metadata["mergekit_lite"] == {"profile": "short"}
+    assert notebook.metadata["mergekit_lite"] == {"profile": "short", "seconds": 62}
     assert notebook.cells[-1].outputs[0]["data"]["text/plain"] == "2"
     assert notebook.cells[1]["id"] == "injected-parameters"
     assert [path.name for path in target.parent.iterdir()] == ["one.ipynb"]
@@ -81,6 +81,7 @@ def test_the_same_results_are_the_same_bytes_and_are_not_written_again(
 ) -> None:
     def another_run(notebook: NotebookNode) -> None:
         notebook.metadata["papermill"]["duration"] = 9.0
+        notebook.metadata["mergekit_lite"]["seconds"] = 9.0
         notebook.cells[1]["id"] = "another-id"
         notebook.cells[-1].outputs[0]["data"]["text/plain"] = "<object at 0x7f0011223344>"
 
@@ -91,6 +92,26 @@ def test_the_same_results_are_the_same_bytes_and_are_not_written_again(
     os.utime(target, (1, 1))
     promotion.promote(executed(another_run), template, tmp_path / "book")
     assert target.stat().st_mtime == 1
+    assert nbformat.read(target, as_version=4).metadata["mergekit_lite"]["seconds"] == 62
+
+
+def test_seconds_follow_when_results_change(tmp_path: Path, template: Path, executed: Callable[..., Path]) -> None:
+    def other_results(notebook: NotebookNode) -> None:
+        notebook.metadata["mergekit_lite"]["seconds"] = 9.4
+        notebook.cells[-1].outputs[0]["data"]["text/plain"] = "3"
+
+    promotion.promote(executed(), template, tmp_path / "book")
+    target = promotion.promote(executed(other_results), template, tmp_path / "book")
+    assert nbformat.read(target, as_version=4).metadata["mergekit_lite"]["seconds"] == 9
+
+
+def test_a_notebook_from_before_seconds_were_kept_is_promoted_without(
+    tmp_path: Path, template: Path, executed: Callable[..., Path]
+) -> None:
+    target = promotion.promote(
+        executed(lambda notebook: notebook.metadata["mergekit_lite"].pop("seconds")), template, tmp_path / "book"
+    )
+    assert nbformat.read(target, as_version=4).metadata["mergekit_lite"] == {"profile": "short"}
 
 
 def set_count(value: int | None) -> Callable[[NotebookNode], None]:

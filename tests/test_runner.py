@@ -146,7 +146,10 @@ def test_a_notebook_runs_in_this_python_and_again_only_when_something_changed(
     said = capsys.readouterr().out
     assert said.startswith("one: running with suite='miniature', steps=7\n")
     assert expected in said  # what a notebook prints is shown while it runs
-    assert re.search(r"one: done in \d+ s\n$", said)
+    done = re.search(r"one: done in (\d+) s\n$", said)
+    assert done
+    seconds = nbformat.read(path, as_version=4).metadata["mergekit_lite"]["seconds"]
+    assert 0 < seconds == pytest.approx(int(done[1]), abs=0.6)
 
     before = path.read_bytes()
     runner.run_profile(profile, root)
@@ -154,13 +157,18 @@ def test_a_notebook_runs_in_this_python_and_again_only_when_something_changed(
     assert capsys.readouterr().out.startswith("one: unchanged since it was run")
 
     stamps = [runner.stamp_of(path)]
-    monkeypatch.setattr(runner, "_execute", lambda template, target, parameters, stamp: stamps.append(stamp["stamp"]))
+
+    def executed(template: Path, target: Path, parameters: dict[str, object], stamped: dict[str, str]) -> float:
+        stamps.append(stamped["stamp"])
+        return 0.0
+
+    monkeypatch.setattr(runner, "_execute", executed)
     runner.run_profile(profile, root, force=True)
     runner.run_profile(write_profile(root, one={"steps": 8}), root)
     monkeypatch.setattr(runner, "library_hash", lambda: "another")
     runner.run_profile(profile, root)
     monkeypatch.undo()
-    monkeypatch.setattr(runner, "_execute", lambda template, target, parameters, stamp: stamps.append(stamp["stamp"]))
+    monkeypatch.setattr(runner, "_execute", executed)
     monkeypatch.setattr(runner, "_check_suites", lambda profile, named: None)
     template.write_text(template.read_text().replace("print(steps", "print( steps"))
     runner.run_profile(profile, root)

@@ -7,6 +7,7 @@ Each function writes what it drew into the figure's label, in words and numbers:
 """
 
 from mergekit_lite.figures.accuracy import accuracy_bars, accuracy_heatmap, adaptation_curve, agreement, agreement_frame
+from mergekit_lite.figures.costs import cost_scatter, spread_dots
 from mergekit_lite.figures.curves import arrows, lines, rank_correlation, scatter
 from mergekit_lite.figures.frank_wolfe import (
     choice_frame,
@@ -45,6 +46,7 @@ __all__ = [
     "coefficient_map",
     "coefficients",
     "cosine_heatmap",
+    "cost_scatter",
     "descent_bars",
     "descents",
     "figure_html",
@@ -60,6 +62,7 @@ __all__ = [
     "rank_correlation",
     "scatter",
     "show",
+    "spread_dots",
     "transfer",
     "transfer_heatmap",
     "variant_bars",
