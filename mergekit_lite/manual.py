@@ -1,7 +1,7 @@
 """Parts of the book's pages that are written while it is built: the commands of the command line, and the exercises.
 
-A page holds one line, such as ``<!-- the commands -->``, and the build puts Markdown in its place. So a page that lists what
-exists elsewhere cannot fall behind it.
+A page holds one line, such as ``<!-- the commands -->``, and the build puts Markdown in its place. So a page that lists
+what exists elsewhere cannot fall behind it.
 """
 
 import inspect
@@ -40,7 +40,10 @@ _kept: dict[str, list[str]] = {}
 def _keep_colons(app: "Sphinx", what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Give the words below a constant back as they were: napoleon takes what stands before a colon for a type."""
     if what in ("data", "attribute"):
-        lines[:] = _kept.pop(name, None) or _kept.setdefault(name, list(lines))
+        if name in _kept:
+            lines[:] = _kept.pop(name)
+        else:
+            _kept[name] = list(lines)
 
 
 def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
@@ -136,6 +139,6 @@ def _text(path: Path) -> str:
 
 
 def exercises(text: str) -> list[str]:
-    """Return the titles of the exercises in a page's Markdown: the bold words that begin a paragraph of that section."""
+    """Return the titles of the exercises in a page's Markdown: the bold words that begin its paragraphs."""
     section = re.search(r"^## Exercises?$(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     return _TITLE.findall(section[1]) if section else []

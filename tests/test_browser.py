@@ -1,6 +1,7 @@
 """The built book in a browser: each page in light and dark mode and on a phone, its search, its keys and its print.
 
-The browser is the system's own Chromium, headless, and the book is served on this machine. Both are skipped where there is none.
+The browser is the system's own Chromium, headless, and the book is served on this machine. Where there is none, all of
+this is skipped.
 """
 
 import os
@@ -34,7 +35,12 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 800}
 SORTED_PAGE = "book/reference/changelog"  # gets a table, since stand-ins of notebooks hold none
-ROWS = [("Average", "none", 52.5), ("TSV-M", "none", 9.5), ("RegMean", "images", float("nan")), ("Fisher", "images", 61.0)]
+ROWS = [
+    ("Average", "none", 52.5),
+    ("TSV-M", "none", 9.5),
+    ("RegMean", "images", float("nan")),
+    ("Fisher", "images", 61.0),
+]
 
 # What is wrong with the page that is shown, in words; nothing if all is well.
 COMPLAINTS = """() => {
@@ -92,14 +98,22 @@ class Book:
         return window
 
     def watch(self, window: "Page") -> None:
-        def note(request: Any) -> None:
+        def asked(request: Any) -> None:
             if not request.url.startswith((self.address, "data:", "blob:")):
                 self.errors.append(f"{window.url} asks for {request.url}")
 
-        window.on("request", note)
-        window.on("console", lambda said: said.type == "error" and self.errors.append(f"{window.url}: {said.text}"))
+        def said(message: Any) -> None:
+            if message.type == "error":
+                self.errors.append(f"{window.url}: {message.text}")
+
+        def answered(response: Any) -> None:
+            if response.status >= 400:
+                self.errors.append(f"{response.status} for {response.url}")
+
+        window.on("request", asked)
+        window.on("console", said)
         window.on("pageerror", lambda error: self.errors.append(f"{window.url}: {error}"))
-        window.on("response", lambda got: got.status >= 400 and self.errors.append(f"{got.status} for {got.url}"))
+        window.on("response", answered)
 
 
 class Silent(SimpleHTTPRequestHandler):
