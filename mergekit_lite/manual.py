@@ -23,23 +23,34 @@ COMMANDS = "<!-- the commands -->"
 EXERCISES = "<!-- the exercises of {folder} -->"
 
 _FOLDERS = {"the notebooks": EXECUTED, "the methods": "book/methods/"}
+_RANGE = re.compile(r"~?(?:typing\.)?Annotated\[([\w.~]+(?:\[.*?\])?), ~?[\w.]+\((?:[^()]*|annotation=.*?\])\)\]")
 _TITLE = re.compile(r"^\*\*(?:\d+\. )?(.+?)\.?\*\*", flags=re.MULTILINE)
 
 
 def setup(app: "Sphinx") -> dict[str, bool]:
     """Make this module a Sphinx extension; `_config.yml` lists it."""
     app.connect("source-read", _fill_in)
+    app.connect("autodoc-process-signature", _plain_types)
     app.connect("autodoc-process-docstring", _keep_colons, priority=400)  # before napoleon, which has 500,
     app.connect("autodoc-process-docstring", _keep_colons, priority=600)  # and after it
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _plain_types(
+    app: "Sphinx", what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Write signatures as a reader would: no ranges in them, which pydantic checks, and none that Python made up."""
+    if signature is None or (what == "class" and signature.startswith(("(*args", "(value, names="))):
+        return "", returns  # a protocol, or the values of an enumeration
+    return _RANGE.sub(r"\1", signature).replace("<factory>", "..."), returns
 
 
 _kept: dict[str, list[str]] = {}
 
 
 def _keep_colons(app: "Sphinx", what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Give the words below a constant back as they were: napoleon takes what stands before a colon for a type."""
-    if what in ("data", "attribute"):
+    """Give the words below a constant back as they were: napoleon takes words before a colon for a type."""
+    if what in ("data", "attribute", "property") and "Raises:" not in lines:
         if name in _kept:
             lines[:] = _kept.pop(name)
         else:

@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from mergekit_lite.book import EXECUTED, build_book, toc_pages
 from mergekit_lite.errors import KitError
+from mergekit_lite.methods import all_methods
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = f"{EXECUTED}eight_tasks.ipynb"
@@ -206,6 +207,18 @@ def test_suite_page_quotes_the_notebook_and_shows_the_tested_example(tree: Path)
     digits = {"tasks-zero-shot": 1, "tasks-experts": 1, "tasks-norm": 1, "tasks-cosine": 2}
     assert shown == [f"{values[name]:.{places}f}" for name, places in digits.items()]
     assert "Flags in two colours" in page
+
+
+def test_library_and_command_line_pages_are_written_from_the_code(tree: Path) -> None:
+    library = (tree / "book/_build/html/book/reference/api.html").read_text(encoding="utf-8")
+    for info in all_methods():
+        if info.function.__module__.startswith("mergekit_lite."):
+            assert f'id="mergekit_lite.methods.{info.name}"' in library
+    assert not re.search(r"FieldInfo|Annotated|factory&gt;|model_config|\*args", re.sub(r"<[^>]+>", "", library))
+    assert "Named task sets of the benchmark: each is a prefix of the next." in library
+    commands = (tree / "book/_build/html/book/reference/cli.html").read_text(encoding="utf-8")
+    assert 'id="fetch"' in commands
+    assert "--dry-run" in commands
 
 
 def test_an_executed_notebook_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote, urldefrag
 
 import pytest
@@ -26,14 +26,15 @@ pytest.importorskip("jupyter_book", reason="the book extra is not installed")
 from test_book import copy_of_the_book, fill_in  # noqa: E402
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, ViewportSize
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt install chromium")
 
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 800}
+DESKTOP: "ViewportSize" = {"width": 1280, "height": 900}
+PHONE: "ViewportSize" = {"width": 390, "height": 800}
 SORTED_PAGE = "book/reference/changelog"  # gets a table, since stand-ins of notebooks hold none
 ROWS = [
     ("Average", "none", 52.5),
@@ -90,7 +91,7 @@ class Book:
     browser: "Browser"
     errors: list[str] = field(default_factory=list)
 
-    def open(self, page: str, *, mode: str = "light", size: dict[str, int] = DESKTOP) -> "Page":
+    def open(self, page: str, *, mode: Literal["light", "dark"] = "light", size: "ViewportSize" = DESKTOP) -> "Page":
         """Return `page` in a new window that notes errors and what is asked of other hosts."""
         window = self.browser.new_page(viewport=size, color_scheme=mode)
         self.watch(window)
