@@ -164,4 +164,5 @@ def _outdated_quotations(
     """
     if not any(name.startswith(EXECUTED) for name in added | changed):
         return []
-    return sorted(name for name in env.found_docs - removed if not name.startswith(EXECUTED))
+    pages = (name for name in env.found_docs - removed if not name.startswith(EXECUTED))
+    return sorted(name for name in pages if "executed" in Path(env.doc2path(name)).read_text(encoding="utf-8"))

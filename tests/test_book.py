@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from mergekit_lite.book import EXECUTED, build_book, notebook_times, times_table, toc_pages
 from mergekit_lite.errors import KitError
+from mergekit_lite.methods import all_methods
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = f"{EXECUTED}eight_tasks.ipynb"
@@ -235,6 +236,18 @@ def test_times_are_summed_if_all_are_known_and_dashes_stand_for_others() -> None
     told = ["| [](/a.ipynb) | miniature | 1,200 |", "| [](/c.ipynb) | mine | 34 |"]
     assert times_table(rows)[2:] == [*told, "| All | | 1,234 |"]
     assert times_table([*rows, ("b", None, None)])[2:] == [*told, "| [](/b.ipynb) | – | – |"]
+
+
+def test_library_and_command_line_pages_are_written_from_the_code(tree: Path) -> None:
+    library = (tree / "book/_build/html/book/reference/api.html").read_text(encoding="utf-8")
+    for info in all_methods():
+        if info.function.__module__.startswith("mergekit_lite."):
+            assert f'id="mergekit_lite.methods.{info.name}"' in library
+    assert not re.search(r"FieldInfo|Annotated|factory&gt;|model_config|\*args", re.sub(r"<[^>]+>", "", library))
+    assert "Named task sets of the benchmark: each is a prefix of the next." in library
+    commands = (tree / "book/_build/html/book/reference/cli.html").read_text(encoding="utf-8")
+    assert 'id="fetch"' in commands
+    assert "--dry-run" in commands
 
 
 def test_an_executed_notebook_that_is_missing_is_named(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_every_method_has_its_page_with_its_code_and_data_access() -> None:
         file = f"/{info.function.__module__.replace('.', '/')}.py"
         assert (file, info.name) in {(path, options.get("pyobject", "")) for path, options in literal_includes(text)}
         assert [f"`{info.name}`", str(info.access)] in [row[:2] for row in tables(text)[0]]
+        assert f"{{py:func}}`~mergekit_lite.methods.{info.name}`" in text, "no link to the library"
         assert not info.cite or re.search(rf"\{{cite(?::\w)?\}}`{info.cite}`", text), (
             f"{info.name} does not cite {info.cite}"
         )
@@ -98,6 +99,7 @@ def test_page_has_all_its_parts(page: str) -> None:
         assert f"\n## {heading}\n" in text
     assert re.search(r"\n## Exercises?\n(?:.|\n)*\{dropdown\} A hint", text)
     assert "(../executed/eight_tasks.ipynb)" in text
+    assert re.search(r"^To practise: \[the (exercises?) of this page\]\(#\1\)\.$", text, flags=re.MULTILINE)
 
 
 @every_page

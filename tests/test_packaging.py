@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONDA: dict[str, Any] = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 
-CONDA_NAMES = {"torch": "pytorch", "huggingface-hub": "huggingface_hub"}  # besides "_", which conda-forge writes "-"
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "huggingface-hub": "huggingface_hub",
+    "playwright": "playwright-python",
+}  # besides "_", which conda-forge writes "-"
 ONLY_ON_PYPI = {"sphinx-mathjax-offline"}  # comes with the last line of environment.yml, -e .[book,test]
 
 

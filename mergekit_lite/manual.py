@@ -1,0 +1,155 @@
+"""Parts of the book's pages that are written while it is built: the commands of the command line, and the exercises.
+
+A page holds one line, such as ``<!-- the commands -->``, and the build puts Markdown in its place. So a page that lists
+what exists elsewhere cannot fall behind it.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from typer.models import ArgumentInfo, OptionInfo
+
+from mergekit_lite import cli
+from mergekit_lite.book import EXECUTED, toc_pages
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+COMMANDS = "<!-- the commands -->"
+EXERCISES = "<!-- the exercises of {folder} -->"
+
+_FOLDERS = {"the notebooks": EXECUTED, "the methods": "book/methods/"}
+_RANGE = re.compile(r"~?(?:typing\.)?Annotated\[([\w.~]+(?:\[.*?\])?), ~?[\w.]+\((?:[^()]*|annotation=.*?\])\)\]")
+_TITLE = re.compile(r"^\*\*(?:\d+\. )?(.+?)\.?\*\*", flags=re.MULTILINE)
+
+
+def setup(app: "Sphinx") -> dict[str, bool]:
+    """Make this module a Sphinx extension; `_config.yml` lists it."""
+    app.connect("source-read", _fill_in)
+    app.connect("autodoc-process-signature", _plain_types)
+    app.connect("autodoc-process-docstring", _keep_colons, priority=400)  # before napoleon, which has 500,
+    app.connect("autodoc-process-docstring", _keep_colons, priority=600)  # and after it
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _plain_types(
+    app: "Sphinx", what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Write signatures as a reader would: no ranges in them, which pydantic checks, and none that Python made up."""
+    if signature is None or (what == "class" and signature.startswith(("(*args", "(value, names="))):
+        return "", returns  # a protocol, or the values of an enumeration
+    return _RANGE.sub(r"\1", signature).replace("<factory>", "..."), returns
+
+
+_kept: dict[str, list[str]] = {}
+
+
+def _keep_colons(app: "Sphinx", what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Give the words below a constant back as they were: napoleon takes words before a colon for a type."""
+    if what in ("data", "attribute", "property") and "Raises:" not in lines:
+        if name in _kept:
+            lines[:] = _kept.pop(name)
+        else:
+            _kept[name] = list(lines)
+
+
+def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
+    if COMMANDS in source[0]:
+        app.env.note_dependency(str(Path(cli.__file__)))
+        source[0] = source[0].replace(COMMANDS, commands())
+    root = Path(app.srcdir)
+    for words, folder in _FOLDERS.items():
+        mark = EXERCISES.format(folder=words)
+        if mark in source[0]:
+            names = [root / name for name in toc_pages(root) if name.startswith(folder)]
+            pages = [path.with_name(path.name + (".ipynb" if folder == EXECUTED else ".md")) for path in names]
+            for path in pages:
+                app.env.note_dependency(str(path))
+            source[0] = source[0].replace(mark, exercise_list(pages, (root / docname).parent))
+
+
+def commands() -> str:
+    """Return the commands of the command line as Markdown: a section each, with its usage, arguments and options."""
+    return "\n".join(_command(one.callback) for one in cli.app.registered_commands if one.callback)
+
+
+def _command(function: Callable[..., Any]) -> str:
+    name = function.__name__
+    required, optional = [], []
+    for parameter, info, default in _parameters(function):
+        if isinstance(info, ArgumentInfo):
+            term = str(info.metavar or parameter.upper())
+            needed = default is inspect.Parameter.empty
+            required.append(term if needed or term.startswith("[") else f"[{term}]")
+        else:
+            term = _option(parameter, info, default)
+        optional.append(f"`{term}`\n: {info.help}{_default(default)}\n")
+    usage = " ".join(["mergekit-lite", name, *required, "[OPTIONS]"])
+    text = inspect.getdoc(function) or ""
+    return "\n".join([f"## {name}\n", f"```text\n{usage}\n```\n", text, "", *optional])
+
+
+def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, ArgumentInfo | OptionInfo, Any]]:
+    """Yield name, typer's description and default of each parameter of a command."""
+    hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+    for name, parameter in inspect.signature(function).parameters.items():
+        yield name, next(one for one in hints[name].__metadata__), parameter.default
+
+
+def _option(name: str, info: OptionInfo, default: Any) -> str:
+    given = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]  # typer takes either
+    if given:
+        return ", ".join(given)
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(default, bool):
+        return f"{flag} / --no-{flag.removeprefix('--')}"
+    return f"{flag} {info.metavar or {int: 'NUMBER', float: 'NUMBER'}.get(type(default), 'TEXT')}"
+
+
+def _default(value: Any) -> str:
+    """Return a sentence on the default; of an empty one the help text tells, and a flag is off until it is given."""
+    if value is inspect.Parameter.empty or value is None or value is False:
+        return ""
+    return f" Default: {'on' if value is True else f'`{value}`'}."
+
+
+def exercise_list(pages: list[Path], folder: Path) -> str:
+    """Return the exercises of `pages` as Markdown: a link to each page that has some, and below it their titles.
+
+    Args:
+        pages: notebooks and Markdown files, in the order of the list.
+        folder: of the page that will hold the list; links are relative to it.
+    """
+    found = []
+    for one in pages:
+        text = _text(one)
+        titles = exercises(text)
+        if titles:
+            heading = "exercises" if "\n## Exercises" in text else "exercise"
+            link = one.relative_to(folder).as_posix()
+            name = next(line.removeprefix("# ") for line in text.splitlines() if line.startswith("# "))
+            found.append(f"[{name}]({link}#{heading})\n" + _listed(titles))
+    return "\n".join(found) or "There are none.\n"
+
+
+def _listed(titles: list[str]) -> str:
+    return "".join(f"{':' if place == 0 else ' '} * {title}\n" for place, title in enumerate(titles))
+
+
+def _text(path: Path) -> str:
+    """Return the Markdown of a page: of a notebook, that of its Markdown cells."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    cells = [cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    return "\n\n".join(one if isinstance(one, str) else "".join(one) for one in cells)
+
+
+def exercises(text: str) -> list[str]:
+    """Return the titles of the exercises in a page's Markdown: the bold words that begin its paragraphs."""
+    section = re.search(r"^## Exercises?$(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    return _TITLE.findall(section[1]) if section else []

@@ -1,0 +1,139 @@
+"""The pages that list what exists elsewhere are complete, their examples run, and no page types a result of ours."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import fakes
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from mergekit_lite import cli, figures, manual, study
+from mergekit_lite.book import toc_pages
+from mergekit_lite.methods import all_methods
+from mergekit_lite.records import Cell
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "book").rglob("*.md") if "_build" not in path.parts
+)
+API = (ROOT / "book/reference/api.md").read_text(encoding="utf-8")
+COURSEWORK = (ROOT / "book/coursework.md").read_text(encoding="utf-8")
+GLOSSARY = (ROOT / "book/reference/glossary.md").read_text(encoding="utf-8")
+
+PERCENTAGE = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)? ?(?:%|percent\b|percentage points?\b)")
+ACCURACY = re.compile(r"(?<![\w.,=-])\d\d\.\d{1,2}(?![\w.])")
+PUBLISHED = "published"
+TYPED = {  # page -> number as it is typed -> why it may be: no measurement of ours, or one that stands in the reference
+    "book/checkpoint-families.md": {"98 %": "others' data", "79 %": "others' data"},
+    "book/merging-in-ten-minutes.md": {"20 %": "a setting"},
+    "book/real-models.md": {"66.5": PUBLISHED, "68.0": PUBLISHED, "82.6": PUBLISHED, "98 %": "others' data"},
+    "book/methods/frank-wolfe.md": {"0.65 %": "follows from the step sizes"},
+    "book/methods/sparse.md": {
+        "20 %": "a setting",
+        "100 %": "a setting",
+        "1 %": "a setting",
+        "72.4": PUBLISHED,
+        "72.92": PUBLISHED,
+    },
+}
+
+
+def typed_results(text: str) -> set[str]:
+    """Return what looks like an accuracy or percentage in a page's prose and tables, unless the line cites a source."""
+    text = re.sub(
+        r"^(```+|:::+)\{?(?:code|python|sh|bash|text|literalinclude|bibliography).*?^\1", "", text, flags=re.M | re.S
+    )
+    lines = [line for line in text.splitlines() if "{cite" not in line]
+    prose = re.sub(r"`[^`]*`|\$[^$]*\$", " ", "\n".join(lines))
+    return set(PERCENTAGE.findall(prose)) | set(ACCURACY.findall(PERCENTAGE.sub(" ", prose)))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_results_are_glued_and_not_typed(page: str) -> None:
+    found = typed_results((ROOT / page).read_text(encoding="utf-8"))
+    assert found == set(TYPED.get(page, {})), "glue the number from a notebook, or cite its source in the line"
+
+
+def test_a_typed_result_would_be_found() -> None:
+    assert typed_results("It reaches 76.4 on average.\n") == {"76.4"}
+    assert typed_results("| TIES | 3 % |\nor 5.5 percentage points") == {"3 %", "5.5 percentage points"}
+    assert typed_results("{glue:text}`x.ipynb::y:.1f` of `76.4`, Table 1 of {cite}`who` has 76.4 %") == set()
+    assert typed_results("```python\nx = 76.4\n```\nversion 0.2.33, ViT-B, Python 3.11\n") == set()
+
+
+def test_published_numbers_in_prose_are_in_the_reference() -> None:
+    known = set(pd.read_csv(ROOT / "mergekit_lite/reference/reported.csv", dtype=str)["accuracy"])
+    published = {number for page in TYPED.values() for number, reason in page.items() if reason == PUBLISHED}
+    assert published
+    assert published <= known
+
+
+def test_the_command_line_page_has_every_command_and_option() -> None:
+    page = manual.commands()
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
+    assert list(sections) == [one.callback.__name__ for one in cli.app.registered_commands if one.callback]
+    for command, section in sections.items():
+        shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
+        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown)) - {"--help"}
+        assert set(re.findall(r"--[a-z][a-z-]+", section)) == options, command
+    assert "`--steps NUMBER`\n: How often the weights are changed. Default: `4000`." in sections["finetune"]
+    assert "`--train / --no-train`" in sections["fetch"]
+    assert "mergekit-lite doctor [PROFILE] [OPTIONS]" in sections["doctor"]
+
+
+def test_the_library_page_has_every_method_and_figure() -> None:
+    ours = [info.name for info in all_methods() if info.function.__module__.startswith("mergekit_lite.")]
+    assert re.findall(r"autofunction:: mergekit_lite\.methods\.(\w+)", API) == ours
+    assert re.search(r"automodule:: mergekit_lite\.figures\n   :members:\n   :imported-members:", API)
+    assert figures.__all__
+
+
+def test_glossary_is_in_order_and_each_term_is_there_once() -> None:
+    terms = re.findall(r"^([A-Za-z].*)\n  \S", GLOSSARY.partition("```{glossary}")[2], flags=re.MULTILINE)
+    assert len(terms) > 20
+    assert terms == sorted(set(terms), key=str.lower)
+
+
+def test_exercises_are_listed_with_a_link_to_their_page(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / "methods" / f"{name}.md" for name in ("one", "two", "three"))
+    one.parent.mkdir()
+    one.write_text(
+        "# One\n\n**Not.**\n\n## Exercises\n\n**1. Is it so?** Try.\n\n**2. Why.** Say.\n\n## After\n\n**Nor.**\n"
+    )
+    two.write_text("# Two\n\n## Exercise\n\n**Alone.** Do it.\n")
+    three.write_text("# Three\n")
+    assert manual.exercise_list([one, two, three], tmp_path) == (
+        "[One](methods/one.md#exercises)\n: * Is it so?\n  * Why\n\n[Two](methods/two.md#exercise)\n: * Alone\n"
+    )
+
+
+def test_coursework_lists_the_exercises_of_every_notebook() -> None:
+    assert manual.EXERCISES.format(folder="the notebooks") in COURSEWORK
+    assert manual.EXERCISES.format(folder="the methods") in COURSEWORK
+    for page in toc_pages(ROOT):
+        template = ROOT / "notebooks" / f"{Path(page).name}.ipynb"
+        if page.startswith("book/executed/") and template.exists():
+            assert manual.exercises(manual._text(template)), f"{template.name} has no exercises"
+
+
+def test_examples_of_the_coursework_page_run(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr("mergekit_lite.suites.load_suite", lambda name: fakes.fake_suite())
+    method, use, grade = re.findall(r"```python\n(.*?)```", COURSEWORK, flags=re.DOTALL)
+    (tmp_path / "median.py").write_text(method, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    namespace: dict[str, object] = {}
+    exec(f"import median\n{use}\n{grade}", namespace)
+    assert isinstance(sys.modules["median"], types.ModuleType)
+    suite, cells = namespace["suite"], namespace["cells"]
+    assert isinstance(cells, list)
+    assert isinstance(cells[1], Cell)
+    handed_in = namespace["handed_in"]
+    assert callable(handed_in)
+    kept = cache / "records" / fakes.fake_suite().name
+    record = handed_in(kept, suite, cells[1])
+    assert isinstance(record, study.Record)
+    assert record.title == "Median"
+    assert handed_in(tmp_path, suite, cells[1]) is None
