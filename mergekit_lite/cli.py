@@ -83,7 +83,7 @@ def run(
 def promote(
     profile: Annotated[str, typer.Argument(metavar="PROFILE", help="A profile whose notebooks were run.")],
 ) -> None:
-    """Check a profile's executed notebooks and copy them into the book.
+    """Check a profile's executed notebooks and copy them into the book, and with them the records behind them.
 
     A notebook gets in only if it ran to its end without an error, is up to date with its template, holds no path of
     this machine, and describes every figure in words.
@@ -96,6 +96,8 @@ def promote(
     for name in profiles.load(profile, root).notebooks:
         executed, template = root / "build" / profile / f"{name}.ipynb", root / "notebooks" / f"{name}.ipynb"
         typer.echo(promotion.promote(executed, template, root / "book" / "executed").relative_to(root))
+    records = promotion.promote_records(root / "book" / "executed", root / "book" / "records")
+    typer.echo(f"book/records: {len(records)} records")
 
 
 @app.command()
@@ -189,8 +191,7 @@ def convert(
 
     Nothing in the file is run: it may refer to tensors, containers and known modules, all else is refused.
 
-    Examples: `mergekit-lite convert finetuned.pt --output oc8-dtd.safetensors`,
-    `mergekit-lite convert DTD/finetuned.pt --suite clip-vit-b-32 --task dtd`
+    Example: `mergekit-lite convert DTD/finetuned.pt --suite clip-vit-b-32 --task dtd`
     """
     from mergekit_lite import legacy
     from mergekit_lite.weights import LazyWeights, weights_hash

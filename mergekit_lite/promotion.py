@@ -1,6 +1,7 @@
 """The door between an executed notebook and the book: only what a reader can trust and read gets through."""
 
 import re
+import shutil
 import site
 import sys
 import tempfile
@@ -63,6 +64,37 @@ def promote(executed: Path, template: Path, target_folder: Path) -> Path:
         with written_whole(target) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return target
+
+
+def promote_records(executed_folder: Path, target_folder: Path) -> list[Path]:
+    """Copy the records that the promoted notebooks were made from out of the cache, and remove those of none of them.
+
+    Args:
+        executed_folder: the promoted notebooks.
+        target_folder: where the records go, as ``suite/key.json``.
+
+    Returns:
+        all records that are there now.
+
+    Raises:
+        KitError: a record is neither in the cache nor there already.
+    """
+    stamps = [read_notebook(path).metadata.get("mergekit_lite", {}) for path in sorted(executed_folder.glob("*.ipynb"))]
+    wanted = sorted({name for stamp in stamps for name in stamp.get("records", [])})
+    for name in wanted:
+        suite, key = name.split("/")
+        source, target = cache_dir("records", suite) / f"{key}.json", target_folder / f"{name}.json"
+        if source.exists() and (not target.exists() or source.read_bytes() != target.read_bytes()):
+            with written_whole(target) as temporary:
+                shutil.copyfile(source, temporary)
+        elif not target.exists():
+            raise KitError(
+                f"The record {name} of a promoted notebook is not in the cache. Run its profile again with --force."
+            )
+    for path in target_folder.glob("*/*.json"):
+        if f"{path.parent.name}/{path.stem}" not in wanted:
+            path.unlink()
+    return [target_folder / f"{name}.json" for name in wanted]
 
 
 def _without_seconds(text: str) -> str:
@@ -173,7 +205,7 @@ class _Pictures(HTMLParser):
 
 
 def without_machine(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy without paths, dates and versions of the machine; of its stamp stay profile and whole seconds."""
+    """Return a copy without paths, dates and versions of the machine; of its stamp stay profile, records, seconds."""
     copy = nbformat.from_dict(notebook)
     stamp = notebook.metadata.get("mergekit_lite", {})
     copy.metadata = nbformat.from_dict(
@@ -183,8 +215,9 @@ def without_machine(notebook: NotebookNode) -> NotebookNode:
         }
     )
     if "profile" in stamp:
-        kept = {"seconds": round(stamp["seconds"])} if "seconds" in stamp else {}
-        copy.metadata["mergekit_lite"] = {"profile": stamp["profile"], **kept}
+        kept = {name: stamp[name] for name in ("profile", "records") if name in stamp}
+        seconds = {"seconds": round(stamp["seconds"])} if "seconds" in stamp else {}
+        copy.metadata["mergekit_lite"] = kept | seconds
     for cell in copy.cells:
         cell.metadata = nbformat.from_dict(
             {key: value for key, value in cell.metadata.items() if key not in ("papermill", "execution")}

@@ -1,5 +1,6 @@
 """What a study computes and keeps: the cell (a question), the record (its answer) and what the record came from."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mergekit_lite.cache import written_whole
 from mergekit_lite.damage import Damage
 from mergekit_lite.errors import KitError
+
+LEDGER = "MERGEKIT_LITE_LEDGER"
+"""Environment variable with the file in which `study.run` notes the records it returned; the runner sets it."""
 
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -126,6 +130,13 @@ class Record(BaseModel):
         if missing:
             raise KitError(f"{self.title} was evaluated on {', '.join(self.accuracy)}, not on {', '.join(missing)}.")
         return self.model_copy(update={"accuracy": {task: self.accuracy[task] for task in tasks}})
+
+
+def note(suite: str, keys: Sequence[str]) -> None:
+    """Add ``suite/key`` for each record to the ledger, if there is one: what a notebook was made from."""
+    if os.environ.get(LEDGER):
+        with open(os.environ[LEDGER], "a", encoding="utf-8") as ledger:
+            ledger.writelines(f"{suite}/{key}\n" for key in keys)
 
 
 def read_record(path: Path, key: str) -> Record | str | None:

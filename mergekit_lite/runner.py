@@ -22,6 +22,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from mergekit_lite.cache import content_hash, file_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.profiles import Profile
+from mergekit_lite.records import LEDGER
 
 # Modules that only drive a run: a change in them cannot change what a notebook shows.
 DRIVERS = {"bench.py", "book.py", "cli.py", "doctor.py", "forecast.py", "profiles.py", "promotion.py", "runner.py"}
@@ -202,6 +203,9 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
     partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     failed.unlink(missing_ok=True)
+    ledger = partial.with_suffix(".records")
+    ledger.touch()
+    os.environ[LEDGER] = str(ledger)  # the kernel inherits it
     try:
         papermill.execute_notebook(
             _literal(template),
@@ -216,7 +220,8 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
         )
         notebook = read_notebook(partial)
         seconds = time.perf_counter() - begun
-        notebook.metadata["mergekit_lite"] = {**stamped, "seconds": round(seconds, 1)}
+        records = sorted(set(ledger.read_text(encoding="utf-8").split()))
+        notebook.metadata["mergekit_lite"] = {**stamped, "records": records, "seconds": round(seconds, 1)}
         nbformat.write(notebook, partial)
         os.replace(partial, target)
         return seconds
@@ -230,6 +235,8 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
             "Finished records are kept: run the same command again to go on from there."
         ) from error
     finally:
+        del os.environ[LEDGER]
+        ledger.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
 
 

@@ -24,6 +24,7 @@ from mergekit_lite.records import (
     Provenance,
     Record,
     device_name,
+    note,
     now,
     peak_memory_mib,
     read_record,
@@ -90,6 +91,7 @@ def run(
         KitError: a cell names something unknown (nothing was computed), or computing a cell failed (the others were
             computed and recorded; the message names the cell).
     """
+    in_cache = folder is None
     folder = folder or cache_dir("records", suite.name)
     folder.mkdir(parents=True, exist_ok=True)
     commit = source_commit()
@@ -113,6 +115,8 @@ def run(
                 print(f"The record {job.path.name} of {job.cell.label} is damaged ({found}); it is computed again.")
     if missing:
         records |= _compute_all(suite, list(missing.values()), known=len(records), workers=workers)
+    if in_cache:
+        note(suite.name, [job.key for job in jobs])
     return [records[job.key] for job in jobs]
 
 

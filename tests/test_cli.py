@@ -116,8 +116,9 @@ def test_commands_hand_over_what_they_were_given(root: Path, monkeypatch: pytest
 
     monkeypatch.setattr(runner, "run_profile", run_profile)
     monkeypatch.setattr(promotion, "promote", promote)
+    monkeypatch.setattr(promotion, "promote_records", lambda executed, records: [records / "fake" / "aa.json"])
     assert call("run", "short", "--only", "one", "--force")[:2] == (0, "build/short/one.ipynb\n")
-    assert call("promote", "short")[:2] == (0, "book/executed/one.ipynb\n")
+    assert call("promote", "short")[:2] == (0, "book/executed/one.ipynb\nbook/records: 1 records\n")
     assert calls == [
         ("short", root, "one", True),
         (root / "build/short/one.ipynb", root / "notebooks/one.ipynb", root / "book/executed"),

@@ -95,6 +95,34 @@ def test_the_same_results_are_the_same_bytes_and_are_not_written_again(
     assert nbformat.read(target, as_version=4).metadata["mergekit_lite"]["seconds"] == 62
 
 
+def test_the_records_behind_the_notebooks_come_along_and_those_of_none_go(
+    tmp_path: Path, template: Path, executed: Callable[..., Path], cache: Path
+) -> None:
+    book, records = tmp_path / "book" / "executed", tmp_path / "book" / "records"
+    computed = cache / "records" / "fake"
+    computed.mkdir(parents=True)
+    for key in ("aa", "bb"):
+        (computed / f"{key}.json").write_text(key)
+
+    def made_from(*keys: str) -> Callable[[NotebookNode], None]:
+        return lambda notebook: notebook.metadata["mergekit_lite"].update(records=[f"fake/{key}" for key in keys])
+
+    promotion.promote(executed(made_from("aa", "bb")), template, book)
+    assert promotion.promote_records(book, records) == [records / "fake" / "aa.json", records / "fake" / "bb.json"]
+    assert (records / "fake" / "bb.json").read_text() == "bb"
+
+    (computed / "aa.json").unlink()
+    promotion.promote(executed(made_from("aa")), template, book)
+    assert promotion.promote_records(book, records) == [records / "fake" / "aa.json"]  # it was there already
+    assert [path.name for path in (records / "fake").iterdir()] == ["aa.json"]
+
+    promotion.promote(executed(made_from("aa", "cc")), template, book)
+    with pytest.raises(
+        KitError, match=r"The record fake/cc .* is not in the cache. Run its profile again with --force"
+    ):
+        promotion.promote_records(book, records)
+
+
 def test_seconds_follow_when_results_change(tmp_path: Path, template: Path, executed: Callable[..., Path]) -> None:
     def other_results(notebook: NotebookNode) -> None:
         notebook.metadata["mergekit_lite"]["seconds"] = 9.4
