@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mergekit_lite import figures
+from mergekit_lite.corruptions import CORRUPTIONS, corrupt
 from mergekit_lite.errors import KitError
 from mergekit_lite.published import published, scaling
 
@@ -66,6 +67,9 @@ KINDS: dict[str, Callable[[], Figure]] = {
     "lines of eight tasks": lambda: figures.lines(many(), xlabel="steps", ylabel="coefficient"),
     "scatter": lambda: figures.scatter(dots(), xlabel="entropy (nats)", ylabel="loss (nats)"),
     "arrows": lambda: figures.arrows(moves(), xlabel="accuracy (%)"),
+    "groups": lambda: figures.group_dots(marks(), xlabel="accuracy (%)"),
+    "groups of differences": lambda: figures.group_dots(marks(), xlabel="gain (points)", zero=True),
+    "corrupted pictures": lambda: figures.corrupted_pictures(samples.suite(32), samples.TASKS, list(CORRUPTIONS)),
 }  # fmt: skip
 
 
@@ -100,6 +104,13 @@ def moves() -> pd.DataFrame:
     rows = [("signs", "the task itself", 60.0, 10.0), ("signs", "mean of the others", 50.0, 48.0)]
     rows += [("digits", "the task itself", 70.0, 75.0), ("digits", "mean of the others", 45.0, 30.0)]
     return pd.DataFrame(rows, columns=["row", "series", "before", "after"])
+
+
+def marks() -> pd.DataFrame:
+    rows = [("measured here", "seen", "task_arithmetic", 70.0), ("measured here", "unseen", "task_arithmetic", 50.0)]
+    rows += [("measured here", "seen", "ties_merging", 72.0), ("measured here", "unseen", "mine", 61.5)]
+    rows += [("published", "seen", "task_arithmetic", 69.1), ("published", "unseen", "ties_merging", np.nan)]
+    return pd.DataFrame(rows, columns=["panel", "row", "name", "value"])
 
 
 def picture(html: str) -> tuple[str, bytes]:
@@ -497,3 +508,69 @@ def test_kinds_of_pools_are_marks_beside_each_other() -> None:
     assert alone.get_marker() != noise.get_marker()
     with pytest.raises(KitError, match="7 kinds of pools cannot be told apart"):
         figures.pool_dots(pd.DataFrame([[50.0] * 7], index=["dare"], columns=list("abcdefg")), "3 tasks")
+
+
+def test_group_dots_have_a_panel_a_source_with_shared_rows_and_no_mark_for_what_is_missing() -> None:
+    figure = figures.group_dots(marks(), xlabel="accuracy (%)")
+    left, right = figure.axes
+    assert [axes.get_title(loc="left") for axes in (left, right)] == ["measured here", "published"]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["seen", "unseen"]
+    colour = {figures.look(name).colour: name for name in ("task_arithmetic", "ties_merging")}
+    drawn = {
+        (colour.get(str(line.get_color()), "mine"), float(x), round(float(y)))
+        for line in left.lines
+        if line.get_marker() != "None"
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)  # type: ignore[arg-type]
+    }
+    assert drawn == {("task_arithmetic", 70, 0), ("task_arithmetic", 50, 1), ("ties_merging", 72, 0), ("mine", 61.5, 1)}
+    published_marks = [list(line.get_xdata()) for line in right.lines if line.get_marker() != "None"]  # type: ignore[arg-type]
+    assert [x for xs in published_marks for x in xs] == [69.1]
+    assert "published: seen: Task Arithmetic 69.1" in str(figure.get_label())
+
+
+def test_what_is_no_method_takes_no_methods_colour_in_group_dots() -> None:
+    lines = figures.group_dots(marks(), xlabel="accuracy (%)").axes[0].lines
+    colours = {str(line.get_color()) for line in lines if line.get_marker() != "None"}
+    assert len(colours - {look.colour for look in figures.LOOKS.values()}) == 1
+
+
+def test_group_dots_of_differences_show_where_zero_is() -> None:
+    upright = [
+        [
+            line
+            for line in figures.group_dots(marks(), xlabel="x", zero=zero).axes[0].lines
+            if set(line.get_xdata()) == {0}
+        ]  # type: ignore[arg-type]
+        for zero in (False, True)
+    ]
+    assert [len(lines) for lines in upright] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns="row"), r"no column row\. Needed: panel, row, name, value"),
+        (lambda frame: frame.assign(value=np.nan), "no value"),
+        (lambda frame: pd.concat([frame, frame]), "two values of task_arithmetic in the row 'seen'"),
+    ],
+)
+def test_group_dots_without_a_clear_value_for_each_mark_are_refused(
+    change: Callable[[pd.DataFrame], pd.DataFrame], message: str
+) -> None:
+    with pytest.raises(KitError, match=message):
+        figures.group_dots(change(marks()), xlabel="accuracy (%)")
+
+
+def test_corrupted_pictures_show_the_clean_image_first_and_then_each_corruption() -> None:
+    suite = samples.suite(32)
+    figure = figures.corrupted_pictures(suite, samples.TASKS[:2], ["contrast", "impulse_noise"])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["clean", "contrast", "impulse\nnoise", "", "", ""]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:3]]
+    label_zero = suite.split(samples.TASKS[0], "test").images[[7]]  # the first image of class 0
+    for picture_shown, expected in zip(
+        shown, (label_zero, corrupt(label_zero, "contrast"), corrupt(label_zero, "impulse_noise")), strict=True
+    ):
+        # A palette of few colours may move a value a little.
+        assert np.abs(picture_shown.astype(int) - expected[0].transpose(1, 2, 0)).mean() < 6
+    assert np.ptp(shown[2]) > np.ptp(shown[0])

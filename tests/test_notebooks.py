@@ -48,6 +48,22 @@ SCALING_GLUED = (
     *("irrelevant", "relevant", "broken"),
     *(f"{pool}-{method}" for pool in ("alone", "crowd", "few", "all") for method in ("soft", "layer-wise", "blind")),
 )
+GENERALISATION_GLUED = (
+    *("dots", "gains", "experts"),
+    *(
+        f"{experiment}-{key}"
+        for experiment in ("first", "second")
+        for key in ("zero-shot", "task-arithmetic", "ties", "layer-wise", "individual")
+    ),
+)
+ROBUSTNESS_GLUED = (
+    *("pictures", "dots", "drop", "tasks", "table", "corrupted-kept"),
+    *(
+        f"{on}-{key}"
+        for on in ("clean", "corrupted")
+        for key in ("task-arithmetic", "ties", "layer-wise", "individual")
+    ),
+)
 
 templates = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -153,9 +169,11 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
         "twenty_tasks",
         "frank_wolfe",
         "scaling",
+        "generalisation",
+        "robustness",
     )
     assert set(executed) == set(names)
-    eight, tasks, regime, arithmetic, adamerging, twenty, frank_wolfe, scaling = (
+    eight, tasks, regime, arithmetic, adamerging, twenty, frank_wolfe, scaling, generalisation, robustness = (
         outputs_of(promote(executed[name], ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "book")) for name in names
     )
     check(eight, tables=2, figures=5)  # the tasks and the results
@@ -213,6 +231,20 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     assert set(glued) == {f"scaling-{key}" for key in SCALING_GLUED}
     assert "FB; read off a figure" in glued["scaling-irrelevant"].data["text/html"]  # in the alternative text
     assert number(glued["scaling-few-blind"]) < number(glued["scaling-all-blind"]) <= 100  # an expert joined
+
+    check(generalisation, tables=2, figures=3)  # a table for each family of published numbers
+    glued = by_key(generalisation)
+    assert set(glued) == {f"generalisation-{key}" for key in GENERALISATION_GLUED}
+    assert "AdaMerging Table 3, ViT-B/32 (OC-8)" in glued["generalisation-dots"].data["text/html"]
+    for experiment in ("first", "second"):  # the expert of a task knows more of it than a merge without it
+        merged, expert = (glued[f"generalisation-{experiment}-{key}"] for key in ("layer-wise", "individual"))
+        assert number(merged) < number(expert)
+
+    check(robustness, tables=1, figures=4)
+    glued = by_key(robustness)
+    assert set(glued) == {f"robustness-{key}" for key in ROBUSTNESS_GLUED}
+    assert "FusionBench robustness, ViT-B/32 (FB)" in glued["robustness-dots"].data["text/html"]
+    assert number(glued["robustness-corrupted-individual"]) < number(glued["robustness-clean-individual"])
 
 
 def outputs_of(path: Path) -> list[Any]:
