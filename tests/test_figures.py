@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import samples
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -510,38 +511,38 @@ def test_kinds_of_pools_are_marks_beside_each_other() -> None:
         figures.pool_dots(pd.DataFrame([[50.0] * 7], index=["dare"], columns=list("abcdefg")), "3 tasks")
 
 
+def drawn_marks(axes: Axes) -> list[tuple[str, float, int]]:
+    """Return colour, value and number of the row of each mark."""
+    return [
+        (str(line.get_color()), float(x), round(float(y)))
+        for line in axes.lines
+        if line.get_marker() != "None"
+        for x, y in zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True)
+    ]
+
+
 def test_group_dots_have_a_panel_a_source_with_shared_rows_and_no_mark_for_what_is_missing() -> None:
     figure = figures.group_dots(marks(), xlabel="accuracy (%)")
     left, right = figure.axes
     assert [axes.get_title(loc="left") for axes in (left, right)] == ["measured here", "published"]
     assert [label.get_text() for label in left.get_yticklabels()] == ["seen", "unseen"]
-    colour = {figures.look(name).colour: name for name in ("task_arithmetic", "ties_merging")}
-    drawn = {
-        (colour.get(str(line.get_color()), "mine"), float(x), round(float(y)))
-        for line in left.lines
-        if line.get_marker() != "None"
-        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)  # type: ignore[arg-type]
-    }
-    assert drawn == {("task_arithmetic", 70, 0), ("task_arithmetic", 50, 1), ("ties_merging", 72, 0), ("mine", 61.5, 1)}
-    published_marks = [list(line.get_xdata()) for line in right.lines if line.get_marker() != "None"]  # type: ignore[arg-type]
-    assert [x for xs in published_marks for x in xs] == [69.1]
+    blue, green = (figures.look(name).colour for name in ("task_arithmetic", "ties_merging"))
+    ours = drawn_marks(left)
+    assert {mark for mark in ours if mark[0] in (blue, green)} == {(blue, 70, 0), (blue, 50, 1), (green, 72, 0)}
+    assert [mark[1:] for mark in ours if mark[0] not in (blue, green)] == [(61.5, 1)]
+    assert drawn_marks(right) == [(blue, 69.1, 0)]
     assert "published: seen: Task Arithmetic 69.1" in str(figure.get_label())
 
 
 def test_what_is_no_method_takes_no_methods_colour_in_group_dots() -> None:
-    lines = figures.group_dots(marks(), xlabel="accuracy (%)").axes[0].lines
-    colours = {str(line.get_color()) for line in lines if line.get_marker() != "None"}
+    colours = {colour for colour, _, _ in drawn_marks(figures.group_dots(marks(), xlabel="accuracy (%)").axes[0])}
     assert len(colours - {look.colour for look in figures.LOOKS.values()}) == 1
 
 
 def test_group_dots_of_differences_show_where_zero_is() -> None:
+    plain, difference = (figures.group_dots(marks(), xlabel="x", zero=zero).axes[0] for zero in (False, True))
     upright = [
-        [
-            line
-            for line in figures.group_dots(marks(), xlabel="x", zero=zero).axes[0].lines
-            if set(line.get_xdata()) == {0}
-        ]  # type: ignore[arg-type]
-        for zero in (False, True)
+        [line for line in axes.lines if np.asarray(line.get_xdata()).tolist() == [0, 0]] for axes in (plain, difference)
     ]
     assert [len(lines) for lines in upright] == [0, 1]
 

@@ -226,11 +226,8 @@ def test_averages_of_several_papers_are_of_one_family_and_say_where_they_stand()
 def test_published_accuracies_are_read_task_by_task_under_our_names() -> None:
     table = by_task(published(setting="generalization-1"), ["Stanford Cars", "MNIST", "average-unseen", "KMNIST"])
     assert list(table.columns) == ["Stanford Cars", "MNIST", "average-unseen", "KMNIST"]
-    assert table.loc["layer_wise_adamerging", ["Stanford Cars", "MNIST", "average-unseen"]].to_list() == [
-        65.9,
-        84.0,
-        70.0,
-    ]
+    found = [table.at["layer_wise_adamerging", task] for task in table.columns[:3]]
+    assert found == [65.9, 84.0, 70.0]
     assert table["KMNIST"].isna().all()
 
 
