@@ -199,6 +199,20 @@ def average(rows: pd.DataFrame, method: str) -> float | None:
     return None if found.empty else float(found.iloc[0])
 
 
+def by_task(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """Return published accuracies in percent task by task: a row for each of our methods, in the table's order.
+
+    Args:
+        rows: of `published`.
+        tasks: the columns: data sets as a suite's tasks call their counterparts, or averages as the file names them
+            (``average``, ``average-seen``, ``average-unseen``). What the rows do not hold is missing.
+    """
+    known = rows.dropna(subset=["name"])
+    table = known.pivot(index="name", columns="task", values="accuracy")
+    theirs = [_data_sets().get(_plain(task), task) for task in tasks]
+    return table.reindex(index=list(dict.fromkeys(known["name"])), columns=theirs).set_axis(list(tasks), axis=1)
+
+
 @cache
 def _coefficients() -> pd.DataFrame:
     with files("mergekit_lite").joinpath("reference/coefficients.csv").open(encoding="utf-8") as stream:
@@ -227,7 +241,7 @@ def coefficients(model: str, variant: str, tasks: Sequence[str], tensors: Sequen
             f"{m} {v}" for m, v in released[["model", "variant"]].drop_duplicates().itertuples(index=False)
         )
         raise KitError(f"No coefficients were released for {model!r}, {variant!r}. There are: {there}.")
-    names = {_plain(key): task["name"] for task in _tasks()["tasks"] for key in (task["title"], task["name"])}
+    names = _data_sets()
     table = rows.pivot(index="row", columns="task", values="coefficient")
     unknown = [task for task in tasks if names.get(_plain(task)) not in table.columns]
     if unknown:
@@ -311,6 +325,11 @@ def _tasks() -> dict[str, Any]:
     with files("mergekit_lite").joinpath("reference/tasks.json").open(encoding="utf-8") as stream:
         found: dict[str, Any] = json.load(stream)
     return found
+
+
+def _data_sets() -> dict[str, str]:
+    """Return the file's name of each data set by each spelling of it."""
+    return {_plain(key): task["name"] for task in _tasks()["tasks"] for key in (task["title"], task["name"])}
 
 
 def counterparts(names: Sequence[str], model: str = "ViT-B-32") -> pd.DataFrame:

@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import samples
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from mergekit_lite import figures
+from mergekit_lite.corruptions import CORRUPTIONS, corrupt
 from mergekit_lite.errors import KitError
 from mergekit_lite.published import published, scaling
 
@@ -68,6 +70,9 @@ KINDS: dict[str, Callable[[], Figure]] = {
     "costs": lambda: figures.cost_scatter(spent(), {"pretrained": 40.0}, apart=["multi_task_training"]),
     "spreads": lambda: figures.spread_dots(seeds(), {"task_arithmetic": (0.4, -0.8, 0.7), "dare": (0.5, -1.0, 1.0)}),
     "arrows": lambda: figures.arrows(moves(), xlabel="accuracy (%)"),
+    "groups": lambda: figures.group_dots(marks(), xlabel="accuracy (%)"),
+    "groups of differences": lambda: figures.group_dots(marks(), xlabel="gain (points)", zero=True),
+    "corrupted pictures": lambda: figures.corrupted_pictures(samples.suite(32), samples.TASKS, list(CORRUPTIONS)),
 }  # fmt: skip
 
 
@@ -112,6 +117,13 @@ def moves() -> pd.DataFrame:
     rows = [("signs", "the task itself", 60.0, 10.0), ("signs", "mean of the others", 50.0, 48.0)]
     rows += [("digits", "the task itself", 70.0, 75.0), ("digits", "mean of the others", 45.0, 30.0)]
     return pd.DataFrame(rows, columns=["row", "series", "before", "after"])
+
+
+def marks() -> pd.DataFrame:
+    rows = [("measured here", "seen", "task_arithmetic", 70.0), ("measured here", "unseen", "task_arithmetic", 50.0)]
+    rows += [("measured here", "seen", "ties_merging", 72.0), ("measured here", "unseen", "mine", 61.5)]
+    rows += [("published", "seen", "task_arithmetic", 69.1), ("published", "unseen", "ties_merging", np.nan)]
+    return pd.DataFrame(rows, columns=["panel", "row", "name", "value"])
 
 
 def picture(html: str) -> tuple[str, bytes]:
@@ -531,3 +543,69 @@ def test_spreads_stand_around_the_mean_with_both_deviations_beside() -> None:
     assert printed[:6] == ["70.0", "–", "0.40", "69.0", "1.00", "0.50"]
     with pytest.raises(KitError, match="Both spreads are needed for each method"):
         figures.spread_dots(seeds(), {"dare": (0.5, -1.0, 1.0)})
+
+
+def drawn_marks(axes: Axes) -> list[tuple[str, float, int]]:
+    """Return colour, value and number of the row of each mark."""
+    return [
+        (str(line.get_color()), float(x), round(float(y)))
+        for line in axes.lines
+        if line.get_marker() != "None"
+        for x, y in zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True)
+    ]
+
+
+def test_group_dots_have_a_panel_a_source_with_shared_rows_and_no_mark_for_what_is_missing() -> None:
+    figure = figures.group_dots(marks(), xlabel="accuracy (%)")
+    left, right = figure.axes
+    assert [axes.get_title(loc="left") for axes in (left, right)] == ["measured here", "published"]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["seen", "unseen"]
+    blue, green = (figures.look(name).colour for name in ("task_arithmetic", "ties_merging"))
+    ours = drawn_marks(left)
+    assert {mark for mark in ours if mark[0] in (blue, green)} == {(blue, 70, 0), (blue, 50, 1), (green, 72, 0)}
+    assert [mark[1:] for mark in ours if mark[0] not in (blue, green)] == [(61.5, 1)]
+    assert drawn_marks(right) == [(blue, 69.1, 0)]
+    assert "published: seen: Task Arithmetic 69.1" in str(figure.get_label())
+
+
+def test_what_is_no_method_takes_no_methods_colour_in_group_dots() -> None:
+    colours = {colour for colour, _, _ in drawn_marks(figures.group_dots(marks(), xlabel="accuracy (%)").axes[0])}
+    assert len(colours - {look.colour for look in figures.LOOKS.values()}) == 1
+
+
+def test_group_dots_of_differences_show_where_zero_is() -> None:
+    plain, difference = (figures.group_dots(marks(), xlabel="x", zero=zero).axes[0] for zero in (False, True))
+    upright = [
+        [line for line in axes.lines if np.asarray(line.get_xdata()).tolist() == [0, 0]] for axes in (plain, difference)
+    ]
+    assert [len(lines) for lines in upright] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns="row"), r"no column row\. Needed: panel, row, name, value"),
+        (lambda frame: frame.assign(value=np.nan), "no value"),
+        (lambda frame: pd.concat([frame, frame]), "two values of task_arithmetic in the row 'seen'"),
+    ],
+)
+def test_group_dots_without_a_clear_value_for_each_mark_are_refused(
+    change: Callable[[pd.DataFrame], pd.DataFrame], message: str
+) -> None:
+    with pytest.raises(KitError, match=message):
+        figures.group_dots(change(marks()), xlabel="accuracy (%)")
+
+
+def test_corrupted_pictures_show_the_clean_image_first_and_then_each_corruption() -> None:
+    suite = samples.suite(32)
+    figure = figures.corrupted_pictures(suite, samples.TASKS[:2], ["contrast", "impulse_noise"])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["clean", "contrast", "impulse\nnoise", "", "", ""]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:3]]
+    label_zero = suite.split(samples.TASKS[0], "test").images[[7]]  # the first image of class 0
+    for picture_shown, expected in zip(
+        shown, (label_zero, corrupt(label_zero, "contrast"), corrupt(label_zero, "impulse_noise")), strict=True
+    ):
+        # A palette of few colours may move a value a little.
+        assert np.abs(picture_shown.astype(int) - expected[0].transpose(1, 2, 0)).mean() < 6
+    assert np.ptp(shown[2]) > np.ptp(shown[0])

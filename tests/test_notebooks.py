@@ -11,7 +11,7 @@ import papermill
 import pytest
 
 from mergekit_lite.forecast import planned
-from mergekit_lite.profiles import load
+from mergekit_lite.profiles import Profile, load
 from mergekit_lite.promotion import promote
 from mergekit_lite.runner import check_parameters, notebook_parameters, run_profile
 
@@ -49,6 +49,22 @@ FW_GLUED = (
 SCALING_GLUED = (
     *("irrelevant", "relevant", "broken"),
     *(f"{pool}-{method}" for pool in ("alone", "crowd", "few", "all") for method in ("soft", "layer-wise", "blind")),
+)
+GENERALISATION_GLUED = (
+    *("dots", "gains", "experts"),
+    *(
+        f"{experiment}-{key}"
+        for experiment in ("first", "second")
+        for key in ("zero-shot", "task-arithmetic", "ties", "layer-wise", "individual")
+    ),
+)
+ROBUSTNESS_GLUED = (
+    *("pictures", "dots", "drop", "tasks", "table", "corrupted-kept"),
+    *(
+        f"{on}-{key}"
+        for on in ("clean", "corrupted")
+        for key in ("task-arithmetic", "ties", "layer-wise", "individual")
+    ),
 )
 
 ABLATIONS_GLUED = (
@@ -131,23 +147,27 @@ def test_profiles_name_parameters_that_exist_with_their_types(name: str) -> None
         assert check_parameters(profile, notebook, ROOT)["suite"] == profile.suite
 
 
+def eight_tasks_and_ablations(name: str) -> list[tuple[str, Profile]]:
+    """Return the two notebooks with their profiles: what needs several seeds may be a run of its own."""
+    seeds = f"{name}-seeds" if f"{name}-seeds" in PROFILES else name
+    return [("eight_tasks", load(name, ROOT)), ("ablations_and_cost", load(seeds, ROOT))]
+
+
 @pytest.mark.skipif(not BASE.exists(), reason="there are no base weights: run mergekit-lite pretrain miniature")
 @pytest.mark.parametrize("name", ["smoke", "miniature"])
 def test_ablations_ask_what_eight_tasks_asked_so_that_records_are_shared(name: str) -> None:
-    profile = load(name, ROOT)
     asked = {}
-    for notebook in ("eight_tasks", "ablations_and_cost"):
+    for notebook, profile in eight_tasks_and_ablations(name):
         plan = planned(ROOT / "notebooks" / f"{notebook}.ipynb", check_parameters(profile, notebook, ROOT))
         assert plan is not None
         asked[notebook] = {json.dumps(cell.model_dump(), sort_keys=True) for cell in plan.cells}
     assert asked["eight_tasks"] < asked["ablations_and_cost"]
 
 
-@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("name", sorted({name.removesuffix("-seeds") for name in PROFILES}))
 def test_ablations_have_the_values_that_eight_tasks_has(name: str) -> None:
-    profile = load(name, ROOT)
     values = []
-    for notebook in ("eight_tasks", "ablations_and_cost"):
+    for notebook, profile in eight_tasks_and_ablations(name):
         defaults = notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
         values.append({key: one.default for key, one in defaults.items()} | check_parameters(profile, notebook, ROOT))
     shared = set(values[0]) - {"published_model"}
@@ -184,11 +204,23 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
         "frank_wolfe",
         "scaling",
         "ablations_and_cost",
+        "generalisation",
+        "robustness",
     )
     assert set(executed) == set(names)
-    eight, tasks, regime, arithmetic, adamerging, twenty, frank_wolfe, scaling, ablations = (
-        outputs_of(promote(executed[name], ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "book")) for name in names
-    )
+    (
+        eight,
+        tasks,
+        regime,
+        arithmetic,
+        adamerging,
+        twenty,
+        frank_wolfe,
+        scaling,
+        ablations,
+        generalisation,
+        robustness,
+    ) = (outputs_of(promote(executed[name], ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "book")) for name in names)
     check(eight, tables=2, figures=5)  # the tasks and the results
     glued = by_key(eight)
     assert set(glued) == {f"eight-{key}" for key in GLUED}
@@ -251,6 +283,20 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
     assert number(glued["ablations-images"]) > 0
     assert number(glued["ablations-apart"]) > 1.9 * 2**0.5 * number(glued["ablations-images"])
     assert "unlabelled test" in glued["ablations-costs"].data["text/html"]
+
+    check(generalisation, tables=2, figures=3)  # a table for each family of published numbers
+    glued = by_key(generalisation)
+    assert set(glued) == {f"generalisation-{key}" for key in GENERALISATION_GLUED}
+    assert "AdaMerging Table 3, ViT-B/32 (OC-8)" in glued["generalisation-dots"].data["text/html"]
+    for experiment in ("first", "second"):  # the expert of a task knows more of it than a merge without it
+        merged, expert = (glued[f"generalisation-{experiment}-{key}"] for key in ("layer-wise", "individual"))
+        assert number(merged) < number(expert)
+
+    check(robustness, tables=1, figures=4)
+    glued = by_key(robustness)
+    assert set(glued) == {f"robustness-{key}" for key in ROBUSTNESS_GLUED}
+    assert "FusionBench robustness, ViT-B/32 (FB)" in glued["robustness-dots"].data["text/html"]
+    assert number(glued["robustness-corrupted-individual"]) < number(glued["robustness-clean-individual"])
 
 
 def outputs_of(path: Path) -> list[Any]:

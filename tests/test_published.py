@@ -14,6 +14,7 @@ from mergekit_lite.published import (
     SPELLING,
     average,
     beside,
+    by_task,
     coefficients,
     counterparts,
     curves,
@@ -220,3 +221,23 @@ def test_averages_of_several_papers_are_of_one_family_and_say_where_they_stand()
     assert frame["where"].iloc[2] == "FW-Merging, scaling figure, relevant models; read off a figure"
     assert beside(["tsv_merging"], "ViT-B-32", "twenty", "OC-20")["accuracy"].tolist() == [77.07]
     assert beside(["tsv_merging"], "ViT-B-16", "twenty", "FB").empty
+
+
+def test_published_accuracies_are_read_task_by_task_under_our_names() -> None:
+    table = by_task(published(setting="generalization-1"), ["Stanford Cars", "MNIST", "average-unseen", "KMNIST"])
+    assert list(table.columns) == ["Stanford Cars", "MNIST", "average-unseen", "KMNIST"]
+    found = [table.at["layer_wise_adamerging", task] for task in table.columns[:3]]
+    assert found == [65.9, 84.0, 70.0]
+    assert table["KMNIST"].isna().all()
+
+
+def test_rows_of_methods_that_the_kit_does_not_have_are_left_out_of_the_table_by_task() -> None:
+    table = by_task(published(setting="corruption-contrast", paper="FusionBench"), ["EuroSAT", "average"])
+    assert list(table.index) == [
+        "fisher_merging",
+        "regmean",
+        "task_arithmetic",
+        "ties_merging",
+        "layer_wise_adamerging",
+    ]
+    assert table.loc["layer_wise_adamerging", "average"] == 79.9

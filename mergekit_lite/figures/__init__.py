@@ -18,7 +18,8 @@ from mergekit_lite.figures.frank_wolfe import (
     most_chosen,
     variant_bars,
 )
-from mergekit_lite.figures.pictures import gallery
+from mergekit_lite.figures.groups import group_dots
+from mergekit_lite.figures.pictures import corrupted_pictures, gallery
 from mergekit_lite.figures.pools import memory_curves, pool_curves, pool_dots
 from mergekit_lite.figures.style import LOOKS, SPARE, figure_html, look, show
 from mergekit_lite.figures.vectors import (
@@ -45,6 +46,7 @@ __all__ = [
     "choice_map",
     "coefficient_map",
     "coefficients",
+    "corrupted_pictures",
     "cosine_heatmap",
     "cost_scatter",
     "descent_bars",
@@ -52,6 +54,7 @@ __all__ = [
     "figure_html",
     "frank_wolfe_trace",
     "gallery",
+    "group_dots",
     "lines",
     "look",
     "memory_curves",

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
+from mergekit_lite.corruptions import corrupt
 from mergekit_lite.figures.style import INK, WIDTH, style
 
 if TYPE_CHECKING:
@@ -51,6 +52,41 @@ def gallery(suite: "Suite", tasks: Sequence[str], columns: int = 8, pixels: int 
             shown = list(dict.fromkeys(task.classnames[label] for label in labels))
             said.append(f"{task.title}: {', '.join(shown[:3])}{' and others' * (len(shown) > 3)}")
     figure.set_label(f"{rows * columns} test images of each of {len(tasks)} tasks. {'; '.join(said)}.")
+    return figure
+
+
+def corrupted_pictures(suite: "Suite", tasks: Sequence[str], corruptions: Sequence[str], pixels: int = 96) -> Figure:
+    """Draw a test image of each task (rows) as it is and under each corruption (columns), at severity 2.
+
+    Args:
+        suite: where the images come from.
+        tasks: a row each.
+        corruptions: names as in `mergekit_lite.corruptions.CORRUPTIONS`.
+        pixels: larger images are reduced to this side length after they were corrupted; fine noise fades by that.
+    """
+    names = ["clean", *corruptions]
+    with style():
+        # Placed by hand, in inches, as in `gallery`.
+        left, head, gap = 0.25, 0.32, 0.05
+        side = (WIDTH - left) / len(names) - gap
+        height = head + len(tasks) * (side + gap)
+        figure = Figure(figsize=(WIDTH, height))
+        for row, task in enumerate(tasks):
+            _, (picture,) = _examples(suite, task, 1)
+            for column, name in enumerate(names):
+                shown = corrupt(picture[None], name)[0] if column else picture
+                x, y = left + column * (side + gap), height - head - row * (side + gap) - side
+                axes = figure.add_axes((x / WIDTH, y / height, side / WIDTH, side / height))
+                axes.set_axis_off()
+                axes.imshow(_small(shown, pixels), interpolation="none")
+                if row == 0:
+                    axes.set_title(name.replace("_", "\n"), fontsize=7, loc="center", pad=2, color=INK)
+                if column == 0:
+                    middle = (y + side / 2) / height
+                    figure.text(0.008, middle, suite.tasks[task].title, fontsize=7, rotation=90, va="center")
+    titles = ", ".join(suite.tasks[task].title for task in tasks)
+    listed = ", ".join(name.replace("_", " ") for name in corruptions)
+    figure.set_label(f"A test image of each of {len(tasks)} tasks ({titles}), clean and under {listed}.")
     return figure
 
 
