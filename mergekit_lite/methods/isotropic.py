@@ -1,23 +1,23 @@
 """Isotropic merging: give all directions of a merged matrix the same weight (Marczak et al. 2025)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from mergekit_lite.methods.registry import Access, Merged, Share, method
-from mergekit_lite.methods.spectral import merge_matrices, polar_factor, truncated_svd
+from mergekit_lite.methods.spectral import merge_matrices, polar_factor, total, truncated_svd
 
 
-def flattened_sum(vectors: list[Tensor]) -> Tensor:
+def flattened_sum(vectors: Sequence[Tensor]) -> Tensor:
     r"""Return the sum of K task vectors (m, n) with its singular values replaced by their mean.
 
     The mean is over all min(m, n) values. Directions that the sum lacks stay out.
     """
-    total = torch.stack(vectors).sum(dim=0)
-    smaller = min(total.shape)
-    left, values, right = truncated_svd(total, smaller)
+    merged = total(vectors)
+    smaller = min(merged.shape)
+    left, values, right = truncated_svd(merged, smaller)
     return values.sum() / smaller * (left @ right)
 
 
@@ -37,17 +37,17 @@ def subspace_sizes(smaller: int, tasks: int, common: float) -> tuple[int, int]:
     return smaller - own * tasks, own
 
 
-def common_and_own(vectors: list[Tensor], common: float) -> Tensor:
+def common_and_own(vectors: Sequence[Tensor], common: float) -> Tensor:
     r"""Return an isotropic matrix (m, n) of the directions that K task vectors have in common and of each one's own.
 
     The common ones are the leading singular vectors of the sum. Each task adds the leading ones of what its task vector
     is outside the common left space. All are made orthogonal and weighed with the mean of their singular values.
     """
-    total = torch.stack(vectors).sum(dim=0)
-    smaller = min(total.shape)
+    merged = total(vectors)
+    smaller = min(merged.shape)
     shared, own = subspace_sizes(smaller, len(vectors), common)
-    left, values, right = truncated_svd(total, shared)
-    outside = [vector - left @ (left.mT @ vector) for vector in vectors]
+    left, values, right = truncated_svd(merged, shared)
+    outside = (vector - left @ (left.mT @ vector) for vector in vectors)
     lefts, spectra, rights = zip((left, values, right), *(truncated_svd(one, own) for one in outside), strict=True)
     weight = torch.cat(spectra).sum() / smaller
     return weight * (polar_factor(torch.cat(lefts, dim=1)) @ polar_factor(torch.cat(rights)))

@@ -1,6 +1,6 @@
 """What adaptive methods minimise: the entropy of predictions on images, or the cross-entropy where labels are known."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -28,8 +28,9 @@ def loss_and_gradient(
     """Return the sum over tasks of the mean loss, and its gradient by tensor name.
 
     The loss of a task is the entropy where `batch` has images only, the cross-entropy where it has labels too. The
-    encoder is shared, so the images of all tasks go through it as one batch; only the heads are separate. Tensors that
-    the loss does not depend on are left out.
+    encoder is shared and only the heads are separate, so images of several tasks go through it together: as many as
+    keep a processor busy, or as fit into a GPU's memory. Their number changes nothing but time and memory, since the
+    gradient of a sum is the sum of gradients. Tensors that the loss does not depend on are left out.
 
     Args:
         data: heads and encoder.
@@ -38,7 +39,7 @@ def loss_and_gradient(
         tasks: those to sum over; by default all that have a head.
 
     Raises:
-        KitError: the tasks of the batch are not those of the heads, or a task has no images.
+        KitError: the tasks of the batch are not those of the heads, a task has no images, or one does not fit.
     """
     tasks = tuple(data.heads) if tasks is None else tuple(tasks)
     images = {task: _images(examples) for task, examples in batch.items()}
@@ -50,14 +51,80 @@ def loss_and_gradient(
             f"without head: {', '.join(extra) or 'none'}; heads: {', '.join(tasks) or 'none'}."
         )
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
-    with torch.enable_grad():
-        features = data.encode(leaves, torch.cat([images[task] for task in tasks]))
-        parts = features.split([len(images[task]) for task in tasks])
-        losses = [_loss(part, data.heads[task], batch[task]) for task, part in zip(tasks, parts, strict=True)]
-        loss = torch.stack(losses).sum()
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    found = zip(leaves, gradients, strict=True)
-    return loss.item(), {name: gradient for name, gradient in found if gradient is not None}
+    one = images[tasks[0]][0]
+    key = (str(one.device), one.numel(), len(leaves))
+    size = _fitting.get(key) or _first_size(one)
+    while True:
+        found = _summed(data, leaves, {task: batch[task] for task in tasks}, size)
+        if found is not None:
+            return found
+        if size == 1:
+            raise KitError(
+                f"There is not enough memory on '{one.device}' for the gradient of a single image. "
+                "End what else runs there, or use the device 'cpu'."
+            )
+        _fitting[key] = size = min(size, sum(len(images[task]) for task in tasks)) // 2
+
+
+_fitting: dict[tuple[str, int, int], int] = {}
+"""Device, numbers of an image, tensors of the encoder -> how many images fit together, for the rest of this process."""
+
+
+def _first_size(image: Tensor) -> int:
+    """Return how many images to begin with: on a GPU all; on a CPU 27 of 224 x 224, as more would save no time."""
+    return 10**9 if image.is_cuda else max(1, 2**22 // image.numel())
+
+
+def _summed(
+    data: TaskData, leaves: Mapping[str, Tensor], batch: Mapping[str, Examples], size: int
+) -> tuple[float, Weights] | None:
+    """Return loss and gradient, from `size` images at a time; None if those do not fit into the memory together."""
+    loss, gradient = 0.0, dict[str, Tensor]()
+    try:
+        for group in _groups({task: len(_images(examples)) for task, examples in batch.items()}, size):
+            with torch.enable_grad():
+                parts = [_part(batch[task], rows) for task, rows, _ in group]
+                features = data.encode(leaves, torch.cat([_images(part) for part in parts]))
+                each = features.split([len(_images(part)) for part in parts])
+                losses = [
+                    share * _loss(its, data.heads[task], part)
+                    for its, part, (task, _, share) in zip(each, parts, group, strict=True)
+                ]
+                summed = torch.stack(losses).sum()
+                found = torch.autograd.grad(summed, list(leaves.values()), allow_unused=True)
+            loss += summed.item()
+            for name, new in zip(leaves, found, strict=True):
+                if new is not None:
+                    gradient[name] = gradient[name].add_(new) if name in gradient else new
+        return loss, gradient
+    except torch.OutOfMemoryError:
+        pass  # the error holds on to the tensors of the failed pass until this block is left
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _groups(counts: Mapping[str, int], size: int) -> Iterator[list[tuple[str, slice, float]]]:
+    """Yield which images go through the encoder together: task, rows, and their share of the task's images.
+
+    The images of a task stay together if they fit.
+    """
+    group: list[tuple[str, slice, float]] = []
+    room = size
+    for task, count in counts.items():
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
+            taken = rows.stop - rows.start
+            if taken > room:
+                yield group
+                group, room = [], size
+            group.append((task, rows, taken / count))
+            room -= taken
+    yield group
+
+
+def _part(examples: Examples, rows: slice) -> Examples:
+    return examples[rows] if isinstance(examples, Tensor) else (examples[0][rows], examples[1][rows])
 
 
 def _images(examples: Examples) -> Tensor:

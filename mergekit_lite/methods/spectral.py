@@ -1,6 +1,7 @@
 """Singular value decompositions of task vectors, and the loop that merges matrices one way and the rest by the mean."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -66,10 +67,29 @@ def _above_rounding(values: Tensor, matrix: Tensor) -> int:
     return int((values > bound).sum())
 
 
+class TaskVectors(Sequence[Tensor]):
+    """The task vectors of one tensor, each computed when it is asked for, so that a large pool takes no more memory."""
+
+    def __init__(self, name: str, start: Tensor, experts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take a tensor's name, what it was before fine-tuning, and the experts that hold it."""
+        self._name, self._start, self._experts = name, start, experts
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    def __getitem__(self, place: int) -> Tensor:  # type: ignore[override]  # nobody asks for a slice
+        return difference(self._experts[place][self._name], self._start)
+
+
+def total(vectors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape, one after another."""
+    return reduce(torch.add, vectors)
+
+
 def merge_matrices(
     base: Mapping[str, Tensor],
     experts: Mapping[str, Mapping[str, Tensor]],
-    combine: Callable[[list[Tensor]], Tensor],
+    combine: Callable[[Sequence[Tensor]], Tensor],
     scaling: float,
 ) -> Merged:
     r"""Return :math:`\theta_0 + \lambda f(\tau_1, \dots, \tau_K)` tensor by tensor.
@@ -85,7 +105,7 @@ def merge_matrices(
     """
     merged: Weights = {}
     for name, start in base.items():
-        vectors = [difference(expert[name], start) for expert in experts.values()]
-        combined = combine(vectors) if start.dim() == 2 else torch.stack(vectors).mean(dim=0)
+        vectors = TaskVectors(name, start, list(experts.values()))
+        combined = combine(vectors) if start.dim() == 2 else total(vectors) / len(vectors)
         merged[name] = (start + scaling * combined).to(start.dtype)
     return Merged(merged)

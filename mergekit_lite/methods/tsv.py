@@ -1,6 +1,6 @@
 """TSV-M: the leading singular vectors of all tasks side by side, made orthogonal (Gargiulo et al. 2025)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from mergekit_lite.methods.registry import Access, Merged, method
 from mergekit_lite.methods.spectral import merge_matrices, polar_factor, truncated_svd
 
 
-def orthogonalised_sum(vectors: list[Tensor]) -> Tensor:
+def orthogonalised_sum(vectors: Sequence[Tensor]) -> Tensor:
     r"""Return :math:`U_\perp \mathrm{diag}(S)\, V_\perp^T` of K task vectors (m, n); the sum, were they orthogonal.
 
     U, S and V hold the leading min(m, n) // K singular triples of each task side by side; U and V are replaced by the
