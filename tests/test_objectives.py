@@ -91,6 +91,7 @@ def test_what_does_not_fit_is_halved_until_it_does_and_that_is_remembered(pico: 
     assert max(data.given) <= 4
 
 
-def test_a_single_image_that_does_not_fit_is_worded(pico: Pico) -> None:
+@pytest.mark.parametrize("sizes", [SIZES, {"digits": 1}])
+def test_a_single_image_that_does_not_fit_is_worded(pico: Pico, sizes: dict[str, int]) -> None:
     with pytest.raises(KitError, match="not enough memory on 'cpu' for the gradient of a single image"):
-        loss_and_gradient(Small(pico, room=0), pico.base, labelled(pico, SIZES))  # type: ignore[arg-type]
+        loss_and_gradient(Small(pico, room=0), pico.base, labelled(pico, sizes), list(sizes))  # type: ignore[arg-type]

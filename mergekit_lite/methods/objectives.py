@@ -53,17 +53,19 @@ def loss_and_gradient(
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
     one = images[tasks[0]][0]
     key = (str(one.device), one.numel(), len(leaves))
-    size = _fitting.get(key) or _first_size(one)
+    size = min(_fitting.get(key) or _first_size(one), sum(len(images[task]) for task in tasks))
     while True:
         found = _summed(data, leaves, {task: batch[task] for task in tasks}, size)
         if found is not None:
             return found
+        if one.is_cuda:
+            torch.cuda.empty_cache()  # pieces of the larger pass would otherwise crowd the smaller one out
         if size == 1:
             raise KitError(
                 f"There is not enough memory on '{one.device}' for the gradient of a single image. "
                 "End what else runs there, or use the device 'cpu'."
             )
-        _fitting[key] = size = min(size, sum(len(images[task]) for task in tasks)) // 2
+        _fitting[key] = size = size // 2
 
 
 _fitting: dict[tuple[str, int, int], int] = {}
@@ -95,13 +97,11 @@ def _summed(
             loss += summed.item()
             for name, new in zip(leaves, found, strict=True):
                 if new is not None:
-                    gradient[name] = gradient[name].add_(new) if name in gradient else new
-        return loss, gradient
+                    # not in place: autograd may hand out one tensor as the gradient of two
+                    gradient[name] = gradient[name] + new if name in gradient else new
     except torch.OutOfMemoryError:
-        pass  # the error holds on to the tensors of the failed pass until this block is left
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
+        return None
+    return loss, gradient
 
 
 def _groups(counts: Mapping[str, int], size: int) -> Iterator[list[tuple[str, slice, float]]]:
