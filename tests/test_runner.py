@@ -224,6 +224,8 @@ def test_an_interrupt_ends_the_kernel_and_leaves_nothing_half_done(tmp_path: Pat
     run = subprocess.Popen(
         [sys.executable, "-c", code, "run", "short"], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        # A shell starts what runs in its background with interrupts ignored, and that would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     until = time.monotonic() + 120  # a busy machine takes long to start a kernel, and to end one
     while not (note.exists() and note.read_text()):
