@@ -14,6 +14,9 @@ from filelock import FileLock
 
 from mergekit_lite.errors import KitError
 
+LEDGER = "MERGEKIT_LITE_LEDGER"
+"""Environment variable with the file in which `study.run` notes the records it returned; the runner sets it."""
+
 VARIABLE = "MERGEKIT_LITE_CACHE"
 
 

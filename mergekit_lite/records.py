@@ -14,12 +14,9 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mergekit_lite.cache import written_whole
+from mergekit_lite.cache import LEDGER, written_whole
 from mergekit_lite.damage import Damage
 from mergekit_lite.errors import KitError
-
-LEDGER = "MERGEKIT_LITE_LEDGER"
-"""Environment variable with the file in which `study.run` notes the records it returned; the runner sets it."""
 
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 

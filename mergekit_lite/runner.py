@@ -19,10 +19,9 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mergekit_lite.cache import content_hash, file_hash
+from mergekit_lite.cache import LEDGER, content_hash, file_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.profiles import Profile
-from mergekit_lite.records import LEDGER
 
 # Modules that only drive a run: a change in them cannot change what a notebook shows.
 DRIVERS = {"bench.py", "book.py", "cli.py", "doctor.py", "forecast.py", "profiles.py", "promotion.py", "runner.py"}

@@ -1,7 +1,7 @@
 """The benchmark with experts of another family, such as OC-8: converted checkpoints in a folder, not the hub's."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class ConvertedSuite(ClipSuite):
     def __init__(self, model: ClipModel, family: str, device: torch.device) -> None:
         """Build the model with the base weights of `model`; the experts are looked up at first use."""
         super().__init__(model, device)
-        self.family = family
+        self.family, self._known = family, dict[str, dict[str, str]]()
         self.name, self.title = f"{model.name}@{family}", f"{model.title} ({family})"
         self.base = {name: value.detach() for name, value in self._model.visual.named_parameters()}
 
@@ -92,10 +92,6 @@ class ConvertedSuite(ClipSuite):
 
     def _path(self, task: str) -> Path:
         return place(self.model.name, self.family, task)
-
-    @cached_property
-    def _known(self) -> dict[str, dict[str, str]]:
-        return {}
 
     def _facts(self, task: str) -> dict[str, str]:
         """Return what `legacy.convert` wrote about a checkpoint beside its tensors."""
