@@ -4,7 +4,7 @@ A mismatch between two models is never repaired or skipped: it raises and names 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -54,6 +54,18 @@ def difference(end: Tensor, start: Tensor, out: Tensor | None = None) -> Tensor:
     """
     dtype = working_dtype(start)
     return torch.sub(end.to(start.device, dtype), start.to(dtype), out=out)
+
+
+PIECE = 2**19  # entries; 2 MiB of float32 stay in a processor's cache
+
+
+def pieces(tensors: Sequence[Tensor], size: int = PIECE) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same n <= `size` entries of all tensors of one shape, as views (n,), from the first to the last.
+
+    Sums over many models wait for memory most of the time; what is computed piece by piece waits for the models only,
+    not for intermediate results. To write into a tensor through its pieces, it has to be contiguous.
+    """
+    return zip(*(tensor.reshape(-1).split(size) for tensor in tensors), strict=True)
 
 
 def task_vector(expert: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Weights:

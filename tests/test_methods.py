@@ -1,5 +1,6 @@
 """Data-free methods: algebra that must hold exactly, TIES by hand, and bad input."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from mergekit_lite.methods import (
     pretrained,
     simple_average,
     task_arithmetic,
+    ties,
     ties_merging,
 )
 from mergekit_lite.methods.bank import Bank
-from mergekit_lite.methods.ties import agreeing, cutoff, elect_signs, trim
+from mergekit_lite.methods.ties import agreeing, cutoff, elect_signs, trim, whole_cutoff
 from mergekit_lite.weights import LazyWeights, task_vector, write
 
 DATA_FREE = ["simple_average", "task_arithmetic", "ties_merging"]
@@ -256,3 +258,28 @@ def test_the_bank_lays_tensors_out_in_order_and_refuses_other_shapes(pico: Pico)
     close(bank.merged(same), bank.merged(same.expand(3, 4)))
     with pytest.raises(KitError, match=r"shape \(4, 3\); 3 experts with 4 tensors need \(3, 4\), or \(3, 1\)"):
         bank.merged(coefficients.T)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.29, 0.999, 1.0])
+@pytest.mark.parametrize("kind", ["normal", "few values", "mostly still", "large ones where the sample does not look"])
+def test_the_streamed_cutoff_is_that_of_the_whole_vector(
+    kind: str, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ties, "SAMPLE", 500)
+    values = torch.randn(10_007, generator=torch.Generator().manual_seed(1))
+    if kind == "few values":
+        values = (2 * values).round()
+    elif kind == "mostly still":
+        values *= values > 1.5
+    elif kind == "large ones where the sample does not look":
+        values[torch.arange(len(values)) % (len(values) // 500) != 0] += 10
+    start = {"empty": torch.zeros(0), "matrix": torch.zeros(50, 100), "vector": torch.zeros(5007)}
+    end = {"empty": values[:0], "matrix": values[:5000].view(50, 100), "vector": values[5000:]}
+    assert whole_cutoff(start, end, density) == cutoff(values.abs(), density)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_the_streamed_cutoff_of_a_broken_vector_is_nan(value: float, density: float) -> None:
+    end = {"a": torch.tensor([1.0, 2, value, 3]), "b": torch.ones(5)}
+    assert math.isnan(whole_cutoff({"a": torch.zeros(4), "b": torch.zeros(5)}, end, density))

@@ -15,6 +15,7 @@ from mergekit_lite.weights import (
     check_floating,
     check_same,
     geometry,
+    pieces,
     read,
     task_vector,
     weights_hash,
@@ -207,3 +208,14 @@ def test_geometry_refuses_what_does_not_fit_and_names_the_expert(weights: dict[s
         geometry(weights, {"x": {key: one for key, one in weights.items() if key != "e"}})
     with pytest.raises(KitError, match=r"NaN or infinite values in the expert 'y'\. Fetch or train it again"):
         geometry(weights, {"x": weights, "y": {**weights, "a": weights["a"] * torch.nan}})
+
+
+def test_pieces_cover_every_entry_once_and_can_be_written_through() -> None:
+    whole, source = torch.zeros(3, 5), torch.arange(15.0).view(3, 5)
+    sizes = []
+    for written, read_from in pieces([whole, source.T.contiguous().T], 4):
+        written += read_from
+        sizes.append(len(read_from))
+    assert torch.equal(whole, source)
+    assert sizes == [4, 4, 4, 3]
+    assert [tuple(one.shape) for (one,) in pieces([torch.tensor(7.0)])] == [(1,)]

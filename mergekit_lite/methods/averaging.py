@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Merged, method
-from mergekit_lite.weights import Weights, difference, working_dtype
+from mergekit_lite.weights import Weights, difference, pieces, working_dtype
 
 # All go tensor by tensor, so of experts that lie in files only one tensor each is in memory, and all sum in float32
 # or better before they return to the base's dtype.
@@ -51,11 +51,13 @@ def task_arithmetic(
     """
     merged: Weights = {}
     for name, start in base.items():
-        total = torch.zeros_like(start, dtype=working_dtype(start))
-        vector = torch.empty_like(total)
-        for expert in experts.values():
-            total += difference(expert[name], start, out=vector)
-        merged[name] = total.mul_(scaling).add_(start).to(start.dtype)
+        whole = torch.zeros_like(start, dtype=working_dtype(start), memory_format=torch.contiguous_format)
+        for total, origin, *ends in pieces([whole, start, *(expert[name] for expert in experts.values())]):
+            vector = torch.empty_like(total)
+            for end in ends:
+                total += difference(end, origin, out=vector)
+            total.mul_(scaling).add_(origin)
+        merged[name] = whole.to(start.dtype)
     return Merged(merged)
 
 
@@ -91,9 +93,11 @@ def fixed_coefficients(
     used = torch.tensor(coefficients, dtype=torch.float64).expand(len(experts), len(base)).tolist()
     merged: Weights = {}
     for layer, (name, start) in enumerate(base.items()):
-        total = torch.zeros_like(start, dtype=working_dtype(start))
-        vector = torch.empty_like(total)
-        for row, expert in zip(used, experts.values(), strict=True):
-            total.add_(difference(expert[name], start, out=vector), alpha=row[layer])
-        merged[name] = total.add_(start).to(start.dtype)
+        whole = torch.zeros_like(start, dtype=working_dtype(start), memory_format=torch.contiguous_format)
+        for total, origin, *ends in pieces([whole, start, *(expert[name] for expert in experts.values())]):
+            vector = torch.empty_like(total)
+            for row, end in zip(used, ends, strict=True):
+                total.add_(difference(end, origin, out=vector), alpha=row[layer])
+            total.add_(origin)
+        merged[name] = whole.to(start.dtype)
     return Merged(merged)

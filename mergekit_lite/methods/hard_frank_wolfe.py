@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from mergekit_lite.methods.frank_wolfe import (
@@ -31,8 +30,8 @@ from mergekit_lite.methods.registry import (
     Watch,
     method,
 )
-from mergekit_lite.methods.ties import cutoff
-from mergekit_lite.weights import Weights, difference, flat_columns, widest
+from mergekit_lite.methods.ties import whole_cutoff
+from mergekit_lite.weights import Weights, difference
 
 MergeFunction = Literal["task_arithmetic", "ties_merging"]
 
@@ -120,20 +119,12 @@ def towards(
     TIES has only one vector to merge here, so that there is nothing to elect a sign against: what is left of it is to
     keep the largest entries of the difference. Such a step ends outside the hull of the models.
     """
-    least = _cutoff(theta, vertex, density) if merge == "ties_merging" else 0.0
+    least = whole_cutoff(theta, vertex, density) if merge == "ties_merging" else 0.0
     moved: Weights = {}
     for name, start in theta.items():
         change = difference(vertex[name], start)
         moved[name] = start + rate * (change * (change.abs() >= least) if least else change)
     return moved
-
-
-def _cutoff(theta: Mapping[str, Tensor], vertex: Mapping[str, Tensor], density: float) -> float:
-    """Return the smallest magnitude of the whole difference that TIES keeps, see `ties.cutoff`."""
-    magnitudes = torch.empty(sum(tensor.numel() for tensor in theta.values()), dtype=widest(theta))
-    for name, columns in flat_columns(theta).items():
-        magnitudes[columns] = difference(vertex[name], theta[name]).abs().flatten()
-    return cutoff(magnitudes, density)
 
 
 @method(title="FW-Merging (hard)", cite="chen2025fwmerging", access=Access.LABELLED)
