@@ -7,14 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergekit_lite.errors import KitError
+from mergekit_lite.fitting import in_memory
 from mergekit_lite.methods.registry import Merged
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Split, Suite
-
-_fitting: dict[tuple[str, str], int] = {}
-"""Suite and device -> the batch size that was found to fit into its memory, for the rest of this process."""
 
 
 def accuracy(suite: "Suite", weights: Mapping[str, Tensor], task: str, batch_size: int | None = None) -> float:
@@ -29,22 +26,17 @@ def accuracy(suite: "Suite", weights: Mapping[str, Tensor], task: str, batch_siz
     split = suite.split(task, "test")
     head = suite.heads[task].to(suite.device)
     weights = dict(weights)  # an expert lies in a file: read it once, not once per batch
-    key = (suite.name, str(suite.device))
-    size = batch_size or _fitting.get(key) or _first_size(suite.device)
-    correct = start = 0
+    most = batch_size or _first_size(suite.device)
+    correct = done = 0
+
+    def part(size: int) -> tuple[int, int]:
+        rows = slice(done, done + size)
+        return _correct(suite, weights, head, split, rows), size
+
     with torch.inference_mode():
-        while start < len(split.labels):
-            right = _correct(suite, weights, head, split, slice(start, start + size))
-            if right is not None:
-                correct, start = correct + right, start + size
-            elif size == 1:
-                raise KitError(
-                    f"There is not enough memory on '{suite.device}' for a single image of {suite.name}. "
-                    "End what else runs there, or use the device 'cpu'."
-                )
-            else:
-                size //= 2
-                _fitting[key] = size
+        while done < len(split.labels):
+            right, size = in_memory(part, most, suite.device, what="the features", key=suite.name)
+            correct, done = correct + right, done + size
     return 100.0 * correct / len(split.labels)
 
 
@@ -58,17 +50,11 @@ def _first_size(device: torch.device) -> int:
     return 125 if device.type == "cpu" else 1000
 
 
-def _correct(suite: "Suite", weights: Mapping[str, Tensor], head: Tensor, split: "Split", rows: slice) -> int | None:
-    """Return how many images of `rows` are told right, or None if they do not fit into the memory together."""
-    try:
-        features = suite.encode(weights, _images(suite, split.images[rows]))
-        labels = torch.as_tensor(np.array(split.labels[rows]), device=features.device)
-        return int(((features @ head.to(features.dtype).T).argmax(dim=1) == labels).sum())
-    except torch.OutOfMemoryError:
-        pass  # the error holds on to the tensors of the failed batch until this block is left
-    if suite.device.type == "cuda":
-        torch.cuda.empty_cache()  # pieces of the larger batch would otherwise crowd the smaller one out
-    return None
+def _correct(suite: "Suite", weights: Mapping[str, Tensor], head: Tensor, split: "Split", rows: slice) -> int:
+    """Return how many images of `rows` are told right."""
+    features = suite.encode(weights, _images(suite, split.images[rows]))
+    labels = torch.as_tensor(np.array(split.labels[rows]), device=features.device)
+    return int(((features @ head.to(features.dtype).T).argmax(dim=1) == labels).sum())
 
 
 def _images(suite: "Suite", images: np.ndarray) -> Tensor:

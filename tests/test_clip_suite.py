@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from tiny_clip import CONFIG, TASKS, TINY
 
-from mergekit_lite import evaluation, study
+from mergekit_lite import evaluation, fitting, study
 from mergekit_lite.cache import content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.evaluation import accuracy
@@ -196,7 +196,7 @@ def test_a_wrong_expert_is_refused_with_the_numbers_unless_told_to_go_on(
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "_fitting", {})
+    monkeypatch.setattr(fitting, "_fitting", {})
     suite = fakes.FakeSuite()
     expected = accuracy(cast(Any, suite), suite.base, "digits")
     sizes: list[int] = []
@@ -232,14 +232,14 @@ def test_an_expert_in_a_file_is_read_once_not_once_per_batch(tmp_path: Path, mon
 
 
 def test_no_memory_for_one_image_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "_fitting", {})
+    monkeypatch.setattr(fitting, "_fitting", {})
     suite = fakes.FakeSuite()
 
     def full(weights: Any, images: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(suite, "encode", full)
-    with pytest.raises(KitError, match=r"not enough memory on 'cpu' for a single image of fake. End what else runs"):
+    with pytest.raises(KitError, match=r"not enough memory on 'cpu' for the features of a single image. End what"):
         accuracy(cast(Any, suite), suite.base, "digits")
 
 

@@ -8,6 +8,7 @@ import torch
 from conftest import Pico
 from torch import Tensor
 
+from mergekit_lite import fitting
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import objectives
 from mergekit_lite.methods.objectives import loss_and_gradient
@@ -16,11 +17,9 @@ NUMBERS = 3 * 8 * 8  # in one of pico's images
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what was found to fit."""
-    fitting: dict[Any, int] = {}
-    monkeypatch.setattr(objectives, "_fitting", fitting)
-    return fitting
+    monkeypatch.setattr(fitting, "_fitting", {})
 
 
 class Small:

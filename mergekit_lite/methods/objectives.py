@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mergekit_lite.errors import KitError
+from mergekit_lite.fitting import in_memory
 from mergekit_lite.methods.registry import Examples, TaskData
 from mergekit_lite.weights import Weights
 
@@ -52,24 +53,15 @@ def loss_and_gradient(
         )
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
     one = images[tasks[0]][0]
-    key = (str(one.device), one.numel(), len(leaves))
-    size = min(_fitting.get(key) or _first_size(one), sum(len(images[task]) for task in tasks))
-    while True:
-        found = _summed(data, leaves, {task: batch[task] for task in tasks}, size)
-        if found is not None:
-            return found
-        if one.is_cuda:
-            torch.cuda.empty_cache()  # pieces of the larger pass would otherwise crowd the smaller one out
-        if size == 1:
-            raise KitError(
-                f"There is not enough memory on '{one.device}' for the gradient of a single image. "
-                "End what else runs there, or use the device 'cpu'."
-            )
-        _fitting[key] = size = size // 2
-
-
-_fitting: dict[tuple[str, int, int], int] = {}
-"""Device, numbers of an image, tensors of the encoder -> how many images fit together, for the rest of this process."""
+    parts = {task: batch[task] for task in tasks}
+    most = min(_first_size(one), sum(len(images[task]) for task in tasks))
+    return in_memory(
+        lambda size: _summed(data, leaves, parts, size),
+        most,
+        one.device,
+        what="the gradient",
+        key=(one.numel(), len(leaves)),
+    )
 
 
 def _first_size(image: Tensor) -> int:
@@ -79,28 +71,25 @@ def _first_size(image: Tensor) -> int:
 
 def _summed(
     data: TaskData, leaves: Mapping[str, Tensor], batch: Mapping[str, Examples], size: int
-) -> tuple[float, Weights] | None:
-    """Return loss and gradient, from `size` images at a time; None if those do not fit into the memory together."""
+) -> tuple[float, Weights]:
+    """Return loss and gradient, from `size` images at a time."""
     loss, gradient = 0.0, dict[str, Tensor]()
-    try:
-        for group in _groups({task: len(_images(examples)) for task, examples in batch.items()}, size):
-            with torch.enable_grad():
-                parts = [_part(batch[task], rows) for task, rows, _ in group]
-                features = data.encode(leaves, torch.cat([_images(part) for part in parts]))
-                each = features.split([len(_images(part)) for part in parts])
-                losses = [
-                    share * _loss(its, data.heads[task], part)
-                    for its, part, (task, _, share) in zip(each, parts, group, strict=True)
-                ]
-                summed = torch.stack(losses).sum()
-                found = torch.autograd.grad(summed, list(leaves.values()), allow_unused=True)
-            loss += summed.item()
-            for name, new in zip(leaves, found, strict=True):
-                if new is not None:
-                    # not in place: autograd may hand out one tensor as the gradient of two
-                    gradient[name] = gradient[name] + new if name in gradient else new
-    except torch.OutOfMemoryError:
-        return None
+    for group in _groups({task: len(_images(examples)) for task, examples in batch.items()}, size):
+        with torch.enable_grad():
+            parts = [_part(batch[task], rows) for task, rows, _ in group]
+            features = data.encode(leaves, torch.cat([_images(part) for part in parts]))
+            each = features.split([len(_images(part)) for part in parts])
+            losses = [
+                share * _loss(its, data.heads[task], part)
+                for its, part, (task, _, share) in zip(each, parts, group, strict=True)
+            ]
+            summed = torch.stack(losses).sum()
+            found = torch.autograd.grad(summed, list(leaves.values()), allow_unused=True)
+        loss += summed.item()
+        for name, new in zip(leaves, found, strict=True):
+            if new is not None:
+                # not in place: autograd may hand out one tensor as the gradient of two
+                gradient[name] = gradient[name] + new if name in gradient else new
     return loss, gradient
 
 
