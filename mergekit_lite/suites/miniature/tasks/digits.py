@@ -7,7 +7,6 @@ Handwritten Digits (UCI, 1998).
 from functools import partial
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
@@ -32,6 +31,8 @@ def enlarged(images: Tensor) -> Tensor:
 
 def real() -> tuple[Tensor, Tensor]:
     """Return scikit-learn's 8 x 8 digits, smoothly enlarged to 32 x 32, and their labels."""
+    from sklearn.datasets import load_digits  # takes 1.4 s, which no process should wait for that draws no digits
+
     stored = load_digits()
     images = torch.from_numpy(stored.images).float().unsqueeze(1) / 16
     large = enlarged(images).expand(-1, 3, -1, -1)
