@@ -184,6 +184,18 @@ def _check_suites(profile: Profile, named: Iterable[str | None]) -> None:
                 raise KitError(f"profiles/{profile.name}.yaml: {error}") from error
 
 
+# As `python -m ipykernel_launcher`, and quicker: the garbage collector would go through all of torch again and again
+# while modules load, and at the end Python would take everything apart, object by object.
+KERNEL = """
+import atexit, gc, os, sys
+del sys.path[0]
+gc.set_threshold(100_000)
+atexit.register(os._exit, 0)
+from ipykernel.kernelapp import launch_new_instance
+launch_new_instance()
+"""
+
+
 class ThisPython(AsyncKernelManager):
     """Starts the kernel with the interpreter that runs this code, whatever a user's own kernel "python3" points to."""
 
@@ -191,7 +203,7 @@ class ThisPython(AsyncKernelManager):
     def kernel_spec(self) -> KernelSpec:
         """The command that starts the kernel."""
         # Without its own log: after Ctrl-C it would print a traceback. Errors of cells come another way.
-        command = [sys.executable, "-m", "ipykernel_launcher", "--log-level=50", "-f", "{connection_file}"]
+        command = [sys.executable, "-c", KERNEL, "--log-level=50", "-f", "{connection_file}"]
         return KernelSpec(argv=command, display_name="Python 3", language="python")
 
 
