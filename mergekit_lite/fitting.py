@@ -22,7 +22,8 @@ def in_memory(
         most: how many to begin with, at least 1.
         device: whose memory it is.
         what: what a single image does not fit for, in the error.
-        key: what was found to fit is remembered under it, together with `what` and `device`.
+        key: what was found to fit is remembered under it, together with `what` and `device`. If it is the name of a
+            suite, the error says it.
 
     Raises:
         KitError: not even one image fits.
@@ -37,8 +38,9 @@ def in_memory(
         if device.type == "cuda":
             torch.cuda.empty_cache()  # pieces of the larger batch would otherwise crowd the smaller one out
         if size == 1:
+            whose = f" of {key}" if isinstance(key, str) else ""
             raise KitError(
-                f"There is not enough memory on '{device}' for {what} of a single image. "
+                f"There is not enough memory on '{device}' for {what} of a single image{whose}. "
                 "End what else runs there, or use the device 'cpu'."
             )
         _fitting[place] = size = size // 2

@@ -13,8 +13,6 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.methods import objectives
 from mergekit_lite.methods.objectives import loss_and_gradient
 
-NUMBERS = 3 * 8 * 8  # in one of pico's images
-
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
