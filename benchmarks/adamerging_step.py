@@ -36,10 +36,11 @@ from benchmarks.models import (
     peer,
     write_models,
 )
-from mergekit_lite.methods.adapting import adapt
-from mergekit_lite.methods.bank import Bank
-from mergekit_lite.methods.objectives import mean_entropy
-from mergekit_lite.weights import LazyWeights, Weights, task_vector
+from mergekit_lite.methods.shared.adapting import adapt
+from mergekit_lite.methods.shared.bank import Bank
+from mergekit_lite.methods.shared.objectives import mean_entropy
+from mergekit_lite.weight_files import LazyWeights
+from mergekit_lite.weights import Weights, task_vector
 
 INITIAL, RATE = 0.3, 1e-3
 AGREE = {"cpu": 1e-3, "cuda": 1e-2}  # largest relative difference between two coefficient gradients, in float32

@@ -34,10 +34,11 @@ from benchmarks.models import (
     write_models,
 )
 from mergekit_lite.methods.averaging import task_arithmetic
-from mergekit_lite.methods.frank_wolfe import START, is_sound, mean_gradient, vertex_pool
-from mergekit_lite.methods.hard_frank_wolfe import hard_step
-from mergekit_lite.methods.oracle import norms
-from mergekit_lite.weights import LazyWeights, Weights
+from mergekit_lite.methods.frank_wolfe.gradient import START, is_sound, mean_gradient, vertex_pool
+from mergekit_lite.methods.frank_wolfe.hard import hard_step
+from mergekit_lite.methods.frank_wolfe.oracle import norms
+from mergekit_lite.weight_files import LazyWeights
+from mergekit_lite.weights import Weights
 
 STEP, SCALING = 0.1, 0.3
 ITERATIONS = 10

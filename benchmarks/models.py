@@ -26,7 +26,8 @@ from torch.func import functional_call
 from torch.nn.functional import normalize
 
 from mergekit_lite.methods.registry import Examples
-from mergekit_lite.weights import LazyWeights, Weights, write
+from mergekit_lite.weight_files import LazyWeights, write
+from mergekit_lite.weights import Weights
 from mergekit_lite.workers import cores
 
 GIB = 2**30

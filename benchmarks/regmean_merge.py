@@ -30,7 +30,8 @@ from benchmarks.models import (
     write_models,
 )
 from mergekit_lite.methods.regmean import gram, merge_with_grams
-from mergekit_lite.weights import LazyWeights, Weights
+from mergekit_lite.weight_files import LazyWeights
+from mergekit_lite.weights import Weights
 
 OFF_DIAGONAL = 0.9
 AGREE = 1e-3

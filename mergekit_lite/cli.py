@@ -71,7 +71,7 @@ def run(
 
     Example: `mergekit-lite run miniature --only eight_tasks`
     """
-    from mergekit_lite import profiles, runner
+    from mergekit_lite.pipeline import profiles, runner
 
     root = profiles.find_root()
     for path in runner.run_profile(profiles.load(profile, root), root, only, force):
@@ -90,7 +90,7 @@ def promote(
 
     Example: `mergekit-lite promote miniature`
     """
-    from mergekit_lite import profiles, promotion
+    from mergekit_lite.pipeline import profiles, promotion
 
     root = profiles.find_root()
     for name in profiles.load(profile, root).notebooks:
@@ -107,8 +107,8 @@ def book() -> None:
 
     Example: `mergekit-lite book`
     """
-    from mergekit_lite import profiles
-    from mergekit_lite.book import build_book
+    from mergekit_lite.pipeline import profiles
+    from mergekit_lite.pipeline.book import build_book
 
     root = profiles.find_root()
     typer.echo(build_book(root).relative_to(root))
@@ -157,8 +157,8 @@ def finetune(
 
     Example: `mergekit-lite finetune clip-vit-b-32 dtd --output experts/dtd`
     """
-    from mergekit_lite import finetune as tuning
     from mergekit_lite.suites import load_suite
+    from mergekit_lite.suites.clip import finetune as tuning
 
     typer.echo(
         tuning.finetune(
@@ -193,8 +193,9 @@ def convert(
 
     Example: `mergekit-lite convert DTD/finetuned.pt --suite clip-vit-b-32 --task dtd`
     """
-    from mergekit_lite import legacy
-    from mergekit_lite.weights import LazyWeights, weights_hash
+    from mergekit_lite.suites.clip import pickled
+    from mergekit_lite.weight_files import LazyWeights
+    from mergekit_lite.weights import weights_hash
 
     if suite is not None or task is not None:
         from mergekit_lite.suites.clip.converted import place
@@ -202,7 +203,7 @@ def convert(
         if output is not None:
             raise KitError("An expert of a suite has its place. Leave out --output, or --suite and --task.")
         output = place(suite, family, task)
-    written = legacy.convert(file, output, family=family)
+    written = pickled.convert(file, output, family=family)
     typer.echo(f"{written} {weights_hash(LazyWeights(written))}")
 
 
@@ -217,7 +218,7 @@ def doctor(
 
     Example: `mergekit-lite doctor miniature`
     """
-    from mergekit_lite import doctor as examination
+    from mergekit_lite.pipeline.doctor import report as examination
 
     examination.show(profile)
 
@@ -241,7 +242,7 @@ def fetch(
 
     Example: `mergekit-lite fetch clip-vit-b-32 --tasks eight`
     """
-    from mergekit_lite import fetch as fetching
+    from mergekit_lite.suites.clip import fetch as fetching
     from mergekit_lite.workers import cores
 
     fetching.fetch(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run)

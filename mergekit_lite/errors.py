@@ -1,4 +1,7 @@
-"""The one exception for everything a user can mend."""
+"""The one exception for everything a user can mend, and the hint that most of its messages end with."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class KitError(ValueError):
@@ -6,3 +9,9 @@ class KitError(ValueError):
 
     The command line prints it without a traceback; in a notebook or script it is an ordinary exception.
     """
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean '...'?"`` with the one of `known` that looks like `name`, or nothing if none does."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""

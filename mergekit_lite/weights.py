@@ -5,21 +5,18 @@ A mismatch between two models is never repaired or skipped: it raises and names 
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mergekit_lite.cache import written_whole
 from mergekit_lite.errors import KitError
+from mergekit_lite.weight_files import LazyWeights
 
 Weights = dict[str, Tensor]
 """Parameters of the image encoder by open_clip's names, without the ``visual.`` prefix."""
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+Pool = Mapping[str, Mapping[str, Tensor]]
+"""Models by name: most often the experts that are merged, by task, each read tensor by tensor from its file."""
 
 
 def first_three(offenders: list[str]) -> str:
@@ -79,48 +76,6 @@ def task_vector(expert: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Wei
     """
     check_same(base, expert, name="the expert")
     return {name: difference(expert[name], start) for name, start in base.items()}
-
-
-class Geometry(NamedTuple):
-    """How the task vectors of K experts lie: their lengths, and the angles between them.
-
-    Attributes:
-        names: the experts, in order.
-        norms: (K,) Euclidean length of each task vector, divided by that of the base weights.
-        cosines: (K, K) cosine of the angle between any two; NaN where a task vector is zero and has no direction.
-    """
-
-    names: tuple[str, ...]
-    norms: Tensor
-    cosines: Tensor
-
-
-def geometry(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Geometry:
-    """Return lengths and angles of the task vectors of `experts`, in float64, all P parameters taken as one vector.
-
-    Tensors are read one after another, so K copies of the largest one have to fit into memory, not K models.
-
-    Raises:
-        KitError: names, shapes or dtypes differ, or a task vector holds NaN or infinite values.
-    """
-    opened = {name: experts[name] for name in experts}  # a suite opens the file anew each time it is asked
-    for name, expert in opened.items():
-        check_same(base, expert, name=f"the expert '{name}'")
-    products = torch.zeros(len(opened), len(opened), dtype=torch.float64)
-    size = 0.0
-    for key, start in base.items():
-        size += float(start.double().square().sum())
-        vectors = torch.stack([difference(expert[key], start).flatten() for expert in opened.values()])
-        for part in vectors.split(2**20, dim=1):  # float64 takes twice the memory: not of all columns at once
-            part = part.double()
-            products += (part @ part.T).cpu()
-    squares = products.diagonal()
-    broken = [f"'{name}'" for name, square in zip(opened, squares, strict=True) if not square.isfinite()]
-    if broken:
-        raise KitError(f"NaN or infinite values in the expert {first_three(broken)}. Fetch or train it again.")
-    lengths = squares.sqrt()
-    cosines = (products / (lengths[:, None] * lengths)).clamp(-1, 1)
-    return Geometry(tuple(opened), lengths / size**0.5, cosines)
 
 
 def _layout(weights: Mapping[str, Tensor], name: str) -> tuple[tuple[int, ...], torch.dtype]:
@@ -186,82 +141,6 @@ def check_finite(weights: Mapping[str, Tensor], *, name: str) -> None:
             f"NaN or infinite values in {name}: {first_three(problems)}. "
             "Such a model cannot be merged: fetch or train it again."
         )
-
-
-def write(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write weights as one safetensors file, whole or not at all.
-
-    Raises:
-        KitError: the file cannot be written.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    try:
-        with written_whole(path) as temporary:
-            save_file(tensors, temporary, metadata=dict(metadata or {}))
-    except (OSError, SafetensorError) as error:
-        raise KitError(f"{path} cannot be written: {error}. Free some space or choose another folder.") from error
-
-
-def read(path: Path) -> Weights:
-    """Read all tensors of one safetensors file.
-
-    Raises:
-        KitError: there is no such file, or it is truncated or of another kind.
-    """
-    return dict(LazyWeights(path))
-
-
-class LazyWeights(Mapping[str, Tensor]):
-    """Weights in a safetensors file, each tensor read when it is asked for.
-
-    Merges go tensor by tensor, so a pool of these needs the memory of one tensor per expert, not of one model.
-
-    Raises:
-        KitError: there is no such file, or it is truncated or of another kind.
-    """
-
-    def __init__(self, path: Path, device: str | torch.device = "cpu") -> None:
-        """Open the file at `path` (its header only); tensors will be put on `device`."""
-        self.path = Path(path)
-        self.device = device
-        try:
-            self._file: Any = safe_open(self.path, framework="pt", device=str(device))
-            self._names: tuple[str, ...] = tuple(self._file.keys())
-        except FileNotFoundError as error:
-            raise KitError(f"There is no weights file {self.path}. Check the path, or make the file again.") from error
-        except (OSError, SafetensorError) as error:
-            raise KitError(
-                f"{self.path} is not a whole safetensors file ({error}). "
-                "Delete it and make or fetch it again; weights of another format must be converted first."
-            ) from error
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        try:
-            tensor: Tensor = self._file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise KitError(f"'{name}' cannot be read from {self.path} ({error}). Make the file again.") from error
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor to find out
-        return name in self._names
-
-    def __reduce__(self) -> tuple[type[Self], tuple[Path, str | torch.device]]:
-        """Let another process open the file anew: an open file does not travel."""
-        return type(self), (self.path, self.device)
-
-    def layout(self, name: str) -> tuple[tuple[int, ...], torch.dtype]:
-        """Return shape and dtype of one tensor without reading it."""
-        header = self._file.get_slice(name)
-        known = _DTYPES.get(header.get_dtype())
-        return tuple(header.get_shape()), known if known else self[name].dtype
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

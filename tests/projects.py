@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from mergekit_lite.profiles import Profile
+from mergekit_lite.pipeline.profiles import Profile
 
 PARAMETERS = 'steps: int = 3  # how many\nrate: float = 1e-3\nnames: list[str] = ["a"]\nsuite: str = "miniature"'
 

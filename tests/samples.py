@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mergekit_lite.records import Cell, CurvePoint, Provenance, Record
-from mergekit_lite.weights import Geometry
+from mergekit_lite.analysis.geometry import Geometry
+from mergekit_lite.study.records import Cell, CurvePoint, Provenance, Record
 
 TASKS = ("scenes", "signs", "digits")
 TENSORS = (

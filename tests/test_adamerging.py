@@ -19,9 +19,9 @@ from mergekit_lite.methods import (
     task_wise_adamerging_plus,
     ties_merging,
 )
-from mergekit_lite.methods.adapting import coefficient_gradient, effective
-from mergekit_lite.methods.bank import Bank
-from mergekit_lite.methods.objectives import loss_and_gradient, mean_entropy
+from mergekit_lite.methods.shared.adapting import coefficient_gradient, effective
+from mergekit_lite.methods.shared.bank import Bank
+from mergekit_lite.methods.shared.objectives import loss_and_gradient, mean_entropy
 from mergekit_lite.methods.ties import agreeing, elect_signs, trim
 
 METHODS = {

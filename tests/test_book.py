@@ -11,9 +11,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from mergekit_lite.book import EXECUTED, build_book, notebook_times, times_table, toc_pages
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import all_methods
+from mergekit_lite.pipeline.book import EXECUTED, build_book, notebook_times, times_table, toc_pages
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = f"{EXECUTED}eight_tasks.ipynb"

@@ -17,8 +17,8 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 
-from mergekit_lite.book import build_book, toc_pages
-from mergekit_lite.tables import plain_table
+from mergekit_lite.figures.tables import plain_table
+from mergekit_lite.pipeline.book import build_book, toc_pages
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 pytest.importorskip("jupyter_book", reason="the book extra is not installed")

@@ -10,9 +10,9 @@ import typer
 from projects import write_notebook, write_profile
 from typer.testing import CliRunner
 
-from mergekit_lite import book, promotion, runner
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
+from mergekit_lite.pipeline import book, promotion, runner
 
 COMMANDS = ["run", "promote", "book", "pretrain", "finetune", "convert", "doctor", "fetch"]
 

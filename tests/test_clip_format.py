@@ -15,7 +15,8 @@ from torch.nn.functional import normalize
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, from_transformers, to_transformers
-from mergekit_lite.weights import check_same, write
+from mergekit_lite.weight_files import write
+from mergekit_lite.weights import check_same
 
 transformers = pytest.importorskip("transformers")
 

@@ -20,17 +20,17 @@ from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from tiny_clip import CONFIG, TASKS, TINY
 
-from mergekit_lite import evaluation, fitting, study
+from mergekit_lite import machine, study
 from mergekit_lite.cache import content_hash
 from mergekit_lite.errors import KitError
-from mergekit_lite.evaluation import accuracy
 from mergekit_lite.methods import task_arithmetic
-from mergekit_lite.study import Cell
+from mergekit_lite.study import Cell, evaluation
+from mergekit_lite.study.evaluation import accuracy
 from mergekit_lite.suites import SUITES, clip, load_suite
 from mergekit_lite.suites.clip import ClipSuite, check, hub
 from mergekit_lite.suites.clip.benchmark import MODELS, hub_tasks
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
-from mergekit_lite.weights import LazyWeights, write
+from mergekit_lite.weight_files import LazyWeights, write
 
 
 def reference(files: dict[str, Path]) -> Any:
@@ -196,7 +196,7 @@ def test_a_wrong_expert_is_refused_with_the_numbers_unless_told_to_go_on(
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "_fitting", {})
+    monkeypatch.setattr(machine, "_fitting", {})
     suite = fakes.FakeSuite()
     expected = accuracy(cast(Any, suite), suite.base, "digits")
     sizes: list[int] = []
@@ -232,7 +232,7 @@ def test_an_expert_in_a_file_is_read_once_not_once_per_batch(tmp_path: Path, mon
 
 
 def test_no_memory_for_one_image_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "_fitting", {})
+    monkeypatch.setattr(machine, "_fitting", {})
     suite = fakes.FakeSuite()
 
     def full(weights: Any, images: torch.Tensor) -> torch.Tensor:

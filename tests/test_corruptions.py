@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mergekit_lite import corruptions, spatter
-from mergekit_lite.corruptions import CORRUPTIONS, constants, corrupt, corrupted
 from mergekit_lite.errors import KitError
+from mergekit_lite.suites import corruptions, spatter
+from mergekit_lite.suites.corruptions import CORRUPTIONS, constants, corrupt, corrupted
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import samples
 
-from mergekit_lite import costs
+from mergekit_lite.analysis import costs
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import Access, Merged, method
 from mergekit_lite.methods.adamerging import RECIPES

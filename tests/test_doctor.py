@@ -11,8 +11,9 @@ import torch
 from projects import write_notebook, write_profile
 from rich.console import Console
 
-from mergekit_lite import bench, doctor, forecast, study
+from mergekit_lite import study
 from mergekit_lite.errors import KitError
+from mergekit_lite.pipeline.doctor import bench, forecast, report
 from mergekit_lite.study import Cell
 
 SETUP = (
@@ -44,7 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def shown(profile: str | None = None) -> str:
     stream = io.StringIO()
-    doctor.show(profile, Console(file=stream, width=200))
+    report.show(profile, Console(file=stream, width=200))
     return stream.getvalue()
 
 
@@ -52,7 +53,7 @@ def test_the_machine_is_told_as_it_is(cache: Path) -> None:
     text = shown()
     assert torch.__version__ in text
     assert str(cache) in text
-    assert f"{doctor.machine().cores} " in text
+    assert f"{report.machine().cores} " in text
     assert ("none that torch can use" in text) == (not torch.cuda.is_available())
     assert "nothing" in text
 
@@ -62,7 +63,7 @@ def test_the_cache_is_counted_without_locks(cache: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "digits-0123.safetensors").write_bytes(b"x" * 3 * 2**20)
     (folder / ".digits-0123.safetensors.lock").touch()
-    assert list(doctor.cached()) == [doctor.Cached("experts", "miniature", 1, 3 * 2**20)]
+    assert list(report.cached()) == [report.Cached("experts", "miniature", 1, 3 * 2**20)]
     assert "3.0 MiB" in shown()
 
 
@@ -168,4 +169,4 @@ def test_neighbours_are_gone_afterwards() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(41.6, "42 s"), (300, "5 min"), (9000, "2.5 h")])
 def test_times_are_readable(seconds: float, text: str) -> None:
-    assert doctor.seconds_text(seconds) == text
+    assert report.seconds_text(seconds) == text

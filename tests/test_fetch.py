@@ -12,12 +12,12 @@ from loopback_hub import LoopbackHub, loopback_hub
 from rich.console import Console
 from typer.testing import CliRunner
 
-from mergekit_lite import fetch as fetching
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
-from mergekit_lite.fetch import Item
 from mergekit_lite.suites.clip import decoded
+from mergekit_lite.suites.clip import fetch as fetching
 from mergekit_lite.suites.clip.benchmark import MODELS, hub_tasks
+from mergekit_lite.suites.clip.fetch import Item
 from mergekit_lite.suites.suite import PREFIXES
 
 pytest.importorskip("datasets")

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mergekit_lite import figures
-from mergekit_lite.corruptions import CORRUPTIONS, corrupt
+from mergekit_lite.analysis.published import published, scaling
 from mergekit_lite.errors import KitError
-from mergekit_lite.published import published, scaling
+from mergekit_lite.suites.corruptions import CORRUPTIONS, corrupt
 
 POOLS = pd.DataFrame(
     [

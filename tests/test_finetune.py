@@ -13,12 +13,13 @@ from safetensors import safe_open
 from torch import Tensor
 from typer.testing import CliRunner
 
-from mergekit_lite import evaluation, suites
-from mergekit_lite import finetune as tuning
+from mergekit_lite import suites
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
-from mergekit_lite.finetune import finetune
-from mergekit_lite.weights import read
+from mergekit_lite.study import evaluation
+from mergekit_lite.suites.clip import finetune as tuning
+from mergekit_lite.suites.clip.finetune import finetune
+from mergekit_lite.weight_files import read
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite

@@ -17,15 +17,15 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.adamerging import layer_wise_adamerging, task_wise_adamerging
 from mergekit_lite.methods.averaging import simple_average, task_arithmetic
-from mergekit_lite.methods.frank_wolfe import mean_gradient
-from mergekit_lite.methods.hard_frank_wolfe import RECIPES as HARD
-from mergekit_lite.methods.hard_frank_wolfe import hard_frank_wolfe, hard_step, towards
-from mergekit_lite.methods.oracle import Granularity, assembled, inner_products, select, simplex_projection
+from mergekit_lite.methods.frank_wolfe.gradient import mean_gradient
+from mergekit_lite.methods.frank_wolfe.hard import RECIPES as HARD
+from mergekit_lite.methods.frank_wolfe.hard import hard_frank_wolfe, hard_step, towards
+from mergekit_lite.methods.frank_wolfe.oracle import Granularity, assembled, inner_products, select, simplex_projection
+from mergekit_lite.methods.frank_wolfe.soft import RECIPES as SOFT
+from mergekit_lite.methods.frank_wolfe.soft import soft_frank_wolfe
 from mergekit_lite.methods.registry import Access, Examples, all_methods, get, resolve
-from mergekit_lite.methods.soft_frank_wolfe import RECIPES as SOFT
-from mergekit_lite.methods.soft_frank_wolfe import soft_frank_wolfe
 from mergekit_lite.methods.ties import ties_merging
-from mergekit_lite.weights import LazyWeights, write
+from mergekit_lite.weight_files import LazyWeights, write
 
 Weights = Mapping[str, Tensor]
 

@@ -14,7 +14,8 @@ from mergekit_lite.methods.averaging import task_arithmetic
 from mergekit_lite.methods.consensus import consensus, tall_mask
 from mergekit_lite.methods.dare import dare, keep_mask
 from mergekit_lite.methods.registry import Merged
-from mergekit_lite.weights import LazyWeights, task_vector, write
+from mergekit_lite.weight_files import LazyWeights, write
+from mergekit_lite.weights import task_vector
 
 METHODS: list[Callable[..., Merged]] = [dare, consensus]
 

@@ -8,9 +8,9 @@ import fakes
 import pandas as pd
 import pytest
 
-from mergekit_lite.book import toc_pages
 from mergekit_lite.methods import MethodInfo, all_methods, resolve
-from mergekit_lite.records import Cell
+from mergekit_lite.pipeline.book import toc_pages
+from mergekit_lite.study.records import Cell
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "book/methods"

@@ -19,9 +19,10 @@ from mergekit_lite.methods import (
     ties,
     ties_merging,
 )
-from mergekit_lite.methods.bank import Bank
+from mergekit_lite.methods.shared.bank import Bank
 from mergekit_lite.methods.ties import agreeing, cutoff, elect_signs, trim, whole_cutoff
-from mergekit_lite.weights import LazyWeights, task_vector, write
+from mergekit_lite.weight_files import LazyWeights, write
+from mergekit_lite.weights import task_vector
 
 DATA_FREE = ["simple_average", "task_arithmetic", "ties_merging"]
 

@@ -10,10 +10,10 @@ import nbformat
 import papermill
 import pytest
 
-from mergekit_lite.forecast import planned
-from mergekit_lite.profiles import Profile, load
-from mergekit_lite.promotion import promote
-from mergekit_lite.runner import check_parameters, notebook_parameters, run_profile
+from mergekit_lite.pipeline.doctor.forecast import planned
+from mergekit_lite.pipeline.profiles import Profile, load
+from mergekit_lite.pipeline.promotion import promote
+from mergekit_lite.pipeline.runner import check_parameters, notebook_parameters, run_profile
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -8,16 +8,16 @@ import torch
 from conftest import Pico
 from torch import Tensor
 
-from mergekit_lite import fitting
+from mergekit_lite import machine
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods import objectives
-from mergekit_lite.methods.objectives import loss_and_gradient
+from mergekit_lite.methods.shared import objectives
+from mergekit_lite.methods.shared.objectives import loss_and_gradient
 
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what was found to fit."""
-    monkeypatch.setattr(fitting, "_fitting", {})
+    monkeypatch.setattr(machine, "_fitting", {})
 
 
 class Small:

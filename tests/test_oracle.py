@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.oracle import (
+from mergekit_lite.methods.frank_wolfe.oracle import (
     Granularity,
     Oracle,
     assembled,
@@ -21,7 +21,7 @@ from mergekit_lite.methods.oracle import (
     select,
     simplex_projection,
 )
-from mergekit_lite.weights import LazyWeights, write
+from mergekit_lite.weight_files import LazyWeights, write
 
 SHAPES = {"conv": (4, 3, 2, 2), "bias": (5,), "matrix": (6, 4)}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mergekit_lite.evaluation import accuracy
+from mergekit_lite.study.evaluation import accuracy
 from mergekit_lite.suites import load_suite, miniature
 from mergekit_lite.suites.miniature.drawing import DrawnTask, draw
 from mergekit_lite.suites.miniature.tasks import TASKS

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_lite import profiles
 from mergekit_lite.errors import KitError
+from mergekit_lite.pipeline import profiles
 
 GOOD = "suite: miniature\ndescription: short\nnotebooks:\n  eight_tasks:\n    steps: 3\n  other:\n"
 

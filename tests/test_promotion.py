@@ -10,8 +10,8 @@ import pytest
 from nbformat import NotebookNode
 from projects import write_notebook
 
-from mergekit_lite import promotion
 from mergekit_lite.errors import KitError
+from mergekit_lite.pipeline import promotion
 
 PICTURE = "iVBORw0KGgo/tmp/abc/home/user="  # base64 may hold what looks like a path
 

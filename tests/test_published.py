@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import mergekit_lite
-from mergekit_lite.errors import KitError
-from mergekit_lite.published import (
+from mergekit_lite.analysis.published import (
     SPELLING,
     average,
     beside,
@@ -24,6 +23,7 @@ from mergekit_lite.published import (
     scaling,
     spelling,
 )
+from mergekit_lite.errors import KitError
 
 
 def test_table_1_of_adamerging_is_read() -> None:

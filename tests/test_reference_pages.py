@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from mergekit_lite import cli, figures, manual, study
-from mergekit_lite.book import toc_pages
+from mergekit_lite import cli, figures, study
 from mergekit_lite.methods import all_methods
-from mergekit_lite.records import Cell
+from mergekit_lite.pipeline import sphinx_pages
+from mergekit_lite.pipeline.book import toc_pages
+from mergekit_lite.study.records import Cell
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -72,7 +73,7 @@ def test_published_numbers_in_prose_are_in_the_reference() -> None:
 
 
 def test_the_command_line_page_has_every_command_and_option() -> None:
-    page = manual.commands()
+    page = sphinx_pages.commands()
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
     assert list(sections) == [one.callback.__name__ for one in cli.app.registered_commands if one.callback]
     for command, section in sections.items():
@@ -105,18 +106,18 @@ def test_exercises_are_listed_with_a_link_to_their_page(tmp_path: Path) -> None:
     )
     two.write_text("# Two\n\n## Exercise\n\n**Alone.** Do it.\n")
     three.write_text("# Three\n")
-    assert manual.exercise_list([one, two, three], tmp_path) == (
+    assert sphinx_pages.exercise_list([one, two, three], tmp_path) == (
         "[One](methods/one.md#exercises)\n: * Is it so?\n  * Why\n\n[Two](methods/two.md#exercise)\n: * Alone\n"
     )
 
 
 def test_coursework_lists_the_exercises_of_every_notebook() -> None:
-    assert manual.EXERCISES.format(folder="the notebooks") in COURSEWORK
-    assert manual.EXERCISES.format(folder="the methods") in COURSEWORK
+    assert sphinx_pages.EXERCISES.format(folder="the notebooks") in COURSEWORK
+    assert sphinx_pages.EXERCISES.format(folder="the methods") in COURSEWORK
     for page in toc_pages(ROOT):
         template = ROOT / "notebooks" / f"{Path(page).name}.ipynb"
         if page.startswith("book/executed/") and template.exists():
-            assert manual.exercises(manual._text(template)), f"{template.name} has no exercises"
+            assert sphinx_pages.exercises(sphinx_pages._text(template)), f"{template.name} has no exercises"
 
 
 def test_examples_of_the_coursework_page_run(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_the_fingerprint_reaches_through_imports() -> None:
 
 def test_import_forms_that_count() -> None:
     package = "mergekit_lite"
-    assert registry._imported("import mergekit_lite.methods.bank") == [f"{package}.methods.bank"]
+    assert registry._imported("import mergekit_lite.methods.shared.bank") == [f"{package}.methods.bank"]
     assert registry._imported("from mergekit_lite.methods import bank, Merged") == [f"{package}.methods.bank"]
     assert registry._imported("from mergekit_lite import weights, errors") == [f"{package}.weights"]
     assert registry._imported("from mergekit_lite.errors import KitError\nimport torch") == []

@@ -15,8 +15,9 @@ import pytest
 import yaml
 from projects import write_notebook, write_profile
 
-from mergekit_lite import cache, profiles, runner
+from mergekit_lite import cache
 from mergekit_lite.errors import KitError
+from mergekit_lite.pipeline import profiles, runner
 
 LISTING = "Parameters: steps: int = 3, rate: float = 0.001, names: list[str] = ['a'], suite: str = 'miniature'."
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.isotropic import common_and_own, flattened_sum, iso_c, iso_cts, subspace_sizes
 from mergekit_lite.methods.registry import Merged
-from mergekit_lite.methods.spectral import polar_factor, truncated_svd
+from mergekit_lite.methods.shared.spectral import polar_factor, truncated_svd
 from mergekit_lite.methods.tsv import orthogonalised_sum, tsv_merging
-from mergekit_lite.weights import LazyWeights, write
+from mergekit_lite.weight_files import LazyWeights, write
 
 METHODS = [tsv_merging, iso_c, iso_cts]
 DTYPES = [torch.float64, torch.float32]

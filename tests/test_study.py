@@ -18,12 +18,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mergekit_lite import evaluation, seen, study
+from mergekit_lite import study
 from mergekit_lite.cache import content_hash
-from mergekit_lite.corruptions import corrupted
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import Access, Merged, registry
-from mergekit_lite.study import Cell, Record
+from mergekit_lite.study import Cell, Record, evaluation, task_data
+from mergekit_lite.suites.corruptions import corrupted
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
@@ -77,7 +77,7 @@ def pixels(examples: Any) -> Any:
 
 
 def batches(suite: "Suite", tasks: Sequence[str], seed: int = 0, steps: int = 6) -> list[dict[str, Any]]:
-    data = seen.seen(suite, tasks, Access.UNLABELLED)
+    data = task_data.seen(suite, tasks, Access.UNLABELLED)
     drawn = data.batches(images_per_task=15, steps=steps, seed=seed)
     return [{task: pixels(examples) for task, examples in batch.items()} for batch in drawn]
 
@@ -99,7 +99,7 @@ def test_unlabelled_images_depend_on_seed_and_task_alone(suite: "Suite") -> None
 
 
 def test_labelled_images_come_from_the_training_split_with_their_labels(suite: "Suite") -> None:
-    data = seen.seen(suite, ("digits",), Access.LABELLED)
+    data = task_data.seen(suite, ("digits",), Access.LABELLED)
     (batch,) = data.batches(images_per_task=40, steps=1, seed=0)
     images, labels = batch["digits"]
     split = suite.split("digits", "train")
@@ -109,7 +109,7 @@ def test_labelled_images_come_from_the_training_split_with_their_labels(suite: "
 
 
 def test_with_few_samples_only_those_are_seen_again_and_again(suite: "Suite") -> None:
-    data = seen.seen(suite, ("digits",), Access.CALIBRATION)
+    data = task_data.seen(suite, ("digits",), Access.CALIBRATION)
     drawn = [pixels(batch["digits"]) for batch in data.batches(images_per_task=5, steps=4, seed=3, samples=10)]
     assert all(np.array_equal(drawn[step], drawn[step + 2]) for step in range(2))
     assert len({image.tobytes() for batch in drawn for image in batch}) == 10
@@ -119,7 +119,7 @@ def test_with_few_samples_only_those_are_seen_again_and_again(suite: "Suite") ->
 
 def test_of_a_share_only_that_part_of_the_images_is_seen(suite: "Suite") -> None:
     def shown(share: float, steps: int = 6) -> list[list[bytes]]:
-        data = seen.seen(suite, ("digits",), Access.UNLABELLED)
+        data = task_data.seen(suite, ("digits",), Access.UNLABELLED)
         drawn = data.batches(images_per_task=15, steps=steps, seed=3, share=share)
         return [[image.tobytes() for image in pixels(batch["digits"])] for batch in drawn]
 
@@ -391,13 +391,13 @@ def test_a_method_adapts_to_the_corrupted_images_too(
     suite: "Suite", tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[np.ndarray] = []
-    real = seen.seen
+    real = task_data.seen
 
     def watched(looked_at: Any, tasks: Any, access: Any) -> Any:
         shown.append(looked_at.split("digits", "test").images)
         return real(looked_at, tasks, access)
 
-    monkeypatch.setattr(seen, "seen", watched)
+    monkeypatch.setattr(task_data, "seen", watched)
     adapt: dict[str, Any] = {"steps": 2, "images_per_task": 4, "learning_rate": 0.1}
     study.run(suite, [under("pixelate", "layer_wise_adamerging", **adapt)], workers=1, folder=tmp_path)
     assert np.array_equal(shown[0], corrupted(suite, "pixelate").split("digits", "test").images)

@@ -11,9 +11,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from myst_nb.ext.glue import extract_glue_data
 
+from mergekit_lite.analysis.published import beside, counterparts, published
 from mergekit_lite.errors import KitError
-from mergekit_lite.published import beside, counterparts, published
-from mergekit_lite.tables import (
+from mergekit_lite.figures.tables import (
     accuracy_frame,
     accuracy_table,
     glue,

@@ -10,9 +10,10 @@ import pytest
 import samples
 import torch
 
-from mergekit_lite import evaluation, study
+from mergekit_lite import study
+from mergekit_lite.analysis.uncertainty import entropy_and_loss, grouped, image_spread, interval, paired_spread, rebuilt
 from mergekit_lite.errors import KitError
-from mergekit_lite.uncertainty import entropy_and_loss, grouped, image_spread, interval, paired_spread, rebuilt
+from mergekit_lite.study import evaluation
 
 if TYPE_CHECKING:
     from pathlib import Path

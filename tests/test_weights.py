@@ -8,19 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mergekit_lite.analysis.geometry import geometry
 from mergekit_lite.errors import KitError
-from mergekit_lite.weights import (
-    LazyWeights,
-    check_finite,
-    check_floating,
-    check_same,
-    geometry,
-    pieces,
-    read,
-    task_vector,
-    weights_hash,
-    write,
-)
+from mergekit_lite.weight_files import LazyWeights, read, write
+from mergekit_lite.weights import check_finite, check_floating, check_same, pieces, task_vector, weights_hash
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mergekit_lite.suites.clip import ClipSuite, check, decoded, hub
 from mergekit_lite.suites.clip.benchmark import ClipModel, hub_tasks
 from mergekit_lite.suites.clip.transformers_format import to_transformers
 from mergekit_lite.suites.suite import Split
-from mergekit_lite.weights import write
+from mergekit_lite.weight_files import write
 
 TINY = ClipModel("clip-tiny", "CLIP tiny", "b32", "mergekit-lite-test-quickgelu", "openai", "nobody/tiny")
 CONFIG = {

@@ -8,14 +8,14 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from mergekit_lite import published as reported
+from mergekit_lite.analysis import published as reported
 from mergekit_lite.errors import KitError
 from mergekit_lite.figures.style import INK, PALE, WIDTH, cell, look, style
+from mergekit_lite.figures.tables import shared_tasks
 from mergekit_lite.methods import registry
-from mergekit_lite.tables import shared_tasks
 
 if TYPE_CHECKING:
-    from mergekit_lite.records import Record
+    from mergekit_lite.study.records import Record
 
 
 def accuracy_bars(records: Sequence["Record"], published: pd.DataFrame | None = None) -> Figure:

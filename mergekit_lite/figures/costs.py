@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from mergekit_lite.costs import front
+from mergekit_lite.analysis.costs import front
 from mergekit_lite.errors import KitError
 from mergekit_lite.figures.style import INK, PALE, WIDTH, cell, look, style
 from mergekit_lite.methods import registry

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.figures.style import INK, PALE, WIDTH, Look, cell, look, style
-from mergekit_lite.tables import shared_tasks
+from mergekit_lite.figures.tables import shared_tasks
 
 if TYPE_CHECKING:
-    from mergekit_lite.records import Record
+    from mergekit_lite.study.records import Record
 
 RUNS = (
     Look("#332288", "s", "", "--"),

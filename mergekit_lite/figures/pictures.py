@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
-from mergekit_lite.corruptions import corrupt
 from mergekit_lite.figures.style import INK, WIDTH, style
+from mergekit_lite.suites.corruptions import corrupt
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
@@ -61,7 +61,7 @@ def corrupted_pictures(suite: "Suite", tasks: Sequence[str], corruptions: Sequen
     Args:
         suite: where the images come from.
         tasks: a row each.
-        corruptions: names as in `mergekit_lite.corruptions.CORRUPTIONS`.
+        corruptions: names as in `mergekit_lite.suites.corruptions.CORRUPTIONS`.
         pixels: larger images are reduced to this side length after they were corrupted; fine noise fades by that.
     """
     names = ["clean", *corruptions]

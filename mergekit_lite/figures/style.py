@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.tables import glue
+from mergekit_lite.figures.tables import glue
 
 if TYPE_CHECKING:
     pass

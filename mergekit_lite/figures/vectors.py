@@ -12,11 +12,11 @@ from matplotlib.patches import Rectangle
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.figures.style import INK, WIDTH, cell, style
-from mergekit_lite.tables import shared_tasks
+from mergekit_lite.figures.tables import shared_tasks
 
 if TYPE_CHECKING:
-    from mergekit_lite.records import Record
-    from mergekit_lite.weights import Geometry
+    from mergekit_lite.analysis.geometry import Geometry
+    from mergekit_lite.study.records import Record
 
 
 def transfer_heatmap(records: Sequence["Record"], zero_shot: "Record") -> Figure:

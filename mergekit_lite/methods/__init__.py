@@ -19,8 +19,8 @@ from mergekit_lite.methods.adamerging import (
     task_wise_adamerging,
     task_wise_adamerging_plus,
 )
-from mergekit_lite.methods.hard_frank_wolfe import hard_frank_wolfe
-from mergekit_lite.methods.soft_frank_wolfe import soft_frank_wolfe
+from mergekit_lite.methods.frank_wolfe.hard import hard_frank_wolfe
+from mergekit_lite.methods.frank_wolfe.soft import soft_frank_wolfe
 
 # isort: on
 from mergekit_lite.methods.registry import (

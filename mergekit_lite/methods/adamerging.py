@@ -5,8 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mergekit_lite.methods.adapting import adapt, effective
-from mergekit_lite.methods.bank import Bank
 from mergekit_lite.methods.registry import (
     Access,
     Count,
@@ -19,6 +17,8 @@ from mergekit_lite.methods.registry import (
     Watch,
     method,
 )
+from mergekit_lite.methods.shared.adapting import adapt, effective
+from mergekit_lite.methods.shared.bank import Bank
 from mergekit_lite.methods.ties import keep_agreeing
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -71,7 +71,7 @@ def fixed_coefficients(
     r"""Add the task vectors with given coefficients: :math:`\theta^l = \theta_0^l + \sum_k \lambda_k^l \tau_k^l`.
 
     What AdaMerging learns (Yang et al. 2024, section 3.2) can so be merged again without its data;
-    `mergekit_lite.published.coefficients` has those that its authors released.
+    `mergekit_lite.analysis.published.coefficients` has those that its authors released.
 
     Args:
         base: the pre-trained weights with L tensors.

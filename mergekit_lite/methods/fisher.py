@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.calibration import calibration_images
 from mergekit_lite.methods.registry import Access, Count, Merged, Positive, TaskData, method
+from mergekit_lite.methods.shared.calibration import calibration_images
 from mergekit_lite.weights import Weights, check_finite, difference, is_finite, working_dtype
 
 Classes = Literal["drawn", "all"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.methods.registry import Access, Merged, Share, method
-from mergekit_lite.methods.spectral import merge_matrices, polar_factor, total, truncated_svd
+from mergekit_lite.methods.shared.spectral import merge_matrices, polar_factor, total, truncated_svd
 
 
 def flattened_sum(vectors: Sequence[Tensor]) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.objectives import loss_and_gradient
 from mergekit_lite.methods.registry import Access, Count, Merged, Positive, Steps, TaskData, Watch, method
+from mergekit_lite.methods.shared.objectives import loss_and_gradient
 from mergekit_lite.weights import is_finite, working_dtype
 
 

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.calibration import calibration_images
 from mergekit_lite.methods.registry import Access, Count, LayerData, Merged, method
+from mergekit_lite.methods.shared.calibration import calibration_images
 from mergekit_lite.weights import Weights, check_finite, difference, first_three, is_finite, working_dtype
 
 

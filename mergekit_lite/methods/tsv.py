@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.methods.registry import Access, Merged, method
-from mergekit_lite.methods.spectral import merge_matrices, polar_factor, truncated_svd
+from mergekit_lite.methods.shared.spectral import merge_matrices, polar_factor, truncated_svd
 
 
 def orthogonalised_sum(vectors: Sequence[Tensor]) -> Tensor:

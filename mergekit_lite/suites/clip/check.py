@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergekit_lite import evaluation
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked, written_whole
 from mergekit_lite.errors import KitError
+from mergekit_lite.study import evaluation
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.clip import ClipSuite

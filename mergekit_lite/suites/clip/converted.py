@@ -15,7 +15,8 @@ from mergekit_lite.suites import check_name
 from mergekit_lite.suites.clip import ClipSuite
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, hub_tasks
 from mergekit_lite.suites.suite import Suite
-from mergekit_lite.weights import LazyWeights, check_same
+from mergekit_lite.weight_files import LazyWeights
+from mergekit_lite.weights import check_same
 
 
 def place(model: str | None, family: str, task: str | None) -> Path:

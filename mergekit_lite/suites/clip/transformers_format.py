@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.weights import LazyWeights, Weights, first_three
+from mergekit_lite.weight_files import LazyWeights
+from mergekit_lite.weights import Weights, first_three
 
 PREFIX = "vision_model."
 """Before every name transformers 4 wrote, the published experts' among them; 5 writes without it and reads both."""

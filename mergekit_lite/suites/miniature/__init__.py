@@ -13,15 +13,15 @@ import open_clip
 import torch
 from torch import Tensor
 
-from mergekit_lite import training
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, file_hash, locked, written_whole
 from mergekit_lite.errors import KitError
+from mergekit_lite.suites.miniature import experts
 from mergekit_lite.suites.miniature.canvas import SIDE
 from mergekit_lite.suites.miniature.drawing import pictures
+from mergekit_lite.suites.miniature.experts import Recipe, fine_tune
 from mergekit_lite.suites.miniature.tasks import TASKS
 from mergekit_lite.suites.suite import Lazy, Split, Suite, Task, Which, checked_split
-from mergekit_lite.training import Recipe, fine_tune
-from mergekit_lite.weights import LazyWeights, write
+from mergekit_lite.weight_files import LazyWeights, write
 from mergekit_lite.workers import side_by_side
 
 HERE = Path(__file__).parent
@@ -144,7 +144,7 @@ def base_hash() -> str:
 @cache
 def training_hash() -> str:
     """Return a hash of the code that fine-tunes experts."""
-    return code_hash(Path(training.__file__))
+    return code_hash(Path(experts.__file__))
 
 
 @cache

@@ -18,7 +18,7 @@ from mergekit_lite.suites.miniature.captions import everyday
 from mergekit_lite.suites.miniature.drawing import draw
 from mergekit_lite.suites.miniature.naming import teach
 from mergekit_lite.suites.miniature.tasks import TASKS
-from mergekit_lite.weights import write
+from mergekit_lite.weight_files import write
 
 Batch = tuple[Tensor, list[str]]  # pictures (n, 3, 32, 32) uint8 and their captions
 

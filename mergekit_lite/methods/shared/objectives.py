@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.fitting import in_memory
+from mergekit_lite.machine import in_memory
 from mergekit_lite.methods.registry import Examples, TaskData
 from mergekit_lite.weights import Weights
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.weights import Weights, check_finite, check_floating, first_three, weights_hash, write
+from mergekit_lite.weight_files import write
+from mergekit_lite.weights import Weights, check_finite, check_floating, first_three, weights_hash
 
 STORAGES = {
     "DoubleStorage": torch.float64,

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mergekit_lite import profiles
 from mergekit_lite.cache import VARIABLE, cache_dir
+from mergekit_lite.pipeline import profiles
 from mergekit_lite.workers import cores
 
 MIB, GIB = 2**20, 2**30
@@ -90,7 +90,7 @@ def show(profile: str | None = None, console: Console | None = None) -> None:
     if wanted is None:
         console.print("With a profile's name, doctor also says what it will take: mergekit-lite doctor miniature")
         return
-    from mergekit_lite.forecast import forecast  # loads open_clip, which takes seconds
+    from mergekit_lite.pipeline.doctor.forecast import forecast  # loads open_clip, which takes seconds
 
     with console.status("Timing a few seconds of the work ..."):
         forecasts = list(forecast(wanted, root))

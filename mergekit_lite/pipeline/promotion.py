@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 
 from mergekit_lite.cache import cache_dir, written_whole
 from mergekit_lite.errors import KitError
-from mergekit_lite.runner import read_notebook
+from mergekit_lite.pipeline.runner import read_notebook
 
 LARGEST = 2 * 2**20  # bytes of one promoted notebook
 GLUED = "application/papermill.record/"  # stands before the media type of an output that pages of the book quote
@@ -138,7 +138,7 @@ def _outdated(notebook: NotebookNode, template: NotebookNode) -> list[str]:
 def _paths(notebook: NotebookNode) -> Iterator[str]:
     # The prefixes of this very machine catch what the general pattern does not know, such as /work or /scratch.
     ours = {str(Path.home()), str(Path.cwd()), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(cache_dir())}
-    ours |= {*site.getsitepackages(), str(Path(__file__).parent.parent)}
+    ours |= {*site.getsitepackages(), str(Path(__file__).parents[2])}
     known = "|".join(re.escape(path) for path in sorted(ours, key=len, reverse=True) if len(path) > 2)
     here = re.compile(rf"(?<![\w.:/-])(?:{known})(?![\w-])[^\s\"'<>)\]]*")
     for number, cell in enumerate(notebook.cells, 1):

@@ -1,22 +1,16 @@
 """What a study computes and keeps: the cell (a question), the record (its answer) and what the record came from."""
 
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
-from importlib.metadata import version
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergekit_lite.cache import LEDGER, written_whole
-from mergekit_lite.damage import Damage
 from mergekit_lite.errors import KitError
+from mergekit_lite.suites.broken import Damage
 
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -26,9 +20,9 @@ class Cell(BaseModel):
 
     A method that looks at data sees that of the tasks `adapt`; where none are named, of those in pool and evaluation
     both, or of the whole pool if these have nothing in common. Calibration inputs are always those of the pool: each
-    expert is shown its own. The experts named in `broken` have learnt nothing, see `damage.Broken`.
+    expert is shown its own. The experts named in `broken` have learnt nothing, see `suites.broken.Broken`.
 
-    With a `corruption`, such as "motion_blur", all test images are corrupted (`mergekit_lite.corruptions`, severity 2):
+    With a `corruption`, such as "motion_blur", all test images are corrupted (`suites.corruptions`, severity 2):
     those that the accuracy is measured on and those that a method adapts to. Training images stay clean.
     """
 
@@ -157,65 +151,3 @@ def write_record(record: Record, path: Path) -> Record:
     with written_whole(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
     return Record.model_validate_json(text)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that `Provenance` keeps."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "open_clip": version("open_clip_torch"),
-        "mergekit_lite": version("mergekit-lite"),
-    }
-
-
-def source_commit() -> str | None:
-    """Return the commit that the library's source is at (``+`` appended if it was changed since); None if unknown."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # A virtual environment may lie inside somebody's own repository: only a tracked file makes its commit ours.
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}+" if commit and git("status", "--porcelain", "--", ".") else commit
-
-
-def device_name(device: torch.device) -> str:
-    """Return the device as a reader would name it, such as ``cpu`` or ``NVIDIA H100 80GB HBM3``."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def now() -> datetime:
-    """Return the time now, in UTC, to the second."""
-    return datetime.now(UTC).replace(microsecond=0)
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring the peak memory anew, where the system allows it."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forget the peak so far
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Return the peak memory in MiB since the reset: the GPU's tensors on a GPU, else the process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        # Not getrusage on Linux: there, a spawned process inherits the peak of the one that started it.
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    except (OSError, IndexError):
-        import resource  # not on Windows
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, others KiB

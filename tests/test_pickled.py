@@ -17,11 +17,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from mergekit_lite import legacy
 from mergekit_lite.cache import file_hash
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
-from mergekit_lite.weights import read, weights_hash
+from mergekit_lite.suites.clip import pickled
+from mergekit_lite.weight_files import read
+from mergekit_lite.weights import weights_hash
 
 WIDTH = 8
 THEIRS = ("src", "src.modeling", "open_clip", "open_clip.model", "open_clip.transform")
@@ -109,7 +110,7 @@ def test_a_pickled_encoder_is_converted_without_its_classes(tmp_path: Path, mode
     source = saved(tmp_path / "finetuned.pt", model, old=old)
     for name in THEIRS:
         del sys.modules[name]  # the authors' classes cannot be imported where their files are read
-    written = legacy.convert(source)
+    written = pickled.convert(source)
     assert written == tmp_path / "finetuned.safetensors"
     assert same(read(written), expected)
     assert {"attn.in_proj_weight", "attn.out_proj.bias", "class_embedding", "conv1.weight", "proj"} < expected.keys()
@@ -129,7 +130,7 @@ def test_a_plain_state_dict_is_read_too(tmp_path: Path, prefix: str, old: bool) 
     weights = {"conv1.weight": torch.randn(4, 3, 2, 2), "ln_pre.bias": torch.randn(8).half()[::2]}
     named = {prefix + name: tensor for name, tensor in weights.items()}
     source = saved(tmp_path / "x.pt", {**named, "token_embedding.weight": torch.ones(2)} if prefix else named, old=old)
-    written = legacy.convert(source, tmp_path / "out" / "y.safetensors", family="OC-20")
+    written = pickled.convert(source, tmp_path / "out" / "y.safetensors", family="OC-20")
     assert same(read(written), weights)
     with safe_open(written, framework="pt") as file:
         assert (file.metadata()["family"], file.metadata()["projection"]) == ("OC-20", "none")
@@ -181,14 +182,14 @@ def test_a_hostile_pickle_is_refused_by_name_before_anything_in_it_runs(
     sentinel = tmp_path / "sentinel"
     content, name = hostile(sentinel)[kind]
     stored = pickle.dumps(content, protocol=protocol)
-    magic = pickle.dumps(legacy.MAGIC, protocol=2)
+    magic = pickle.dumps(pickled.MAGIC, protocol=2)
     bare = tmp_path / "bare.pt"
     bare.write_bytes(pickle.dumps(content, protocol=2))
     old = tmp_path / "old.pt"
     old.write_bytes(magic + pickle.dumps(1001, protocol=2) + stored)
     for source in (archive(tmp_path / "new.pt", stored), old, bare):
         with pytest.raises(KitError) as caught:
-            legacy.convert(source)
+            pickled.convert(source)
         words = str(caught.value).replace("`_io.", "`io.").replace("pathlib._local", "pathlib")
         assert f"is not converted: it refers to {name}, which no image encoder needs" in words
         assert not sentinel.exists()
@@ -205,14 +206,14 @@ def test_a_hostile_storage_type_is_refused(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Pickler(stream, protocol=2).dump({"conv1.weight": bytearray()})
     with pytest.raises(KitError, match=r"`builtins\.eval`"):
-        legacy.convert(archive(tmp_path / "x.pt", stream.getvalue()))
+        pickled.convert(archive(tmp_path / "x.pt", stream.getvalue()))
 
 
 def test_allowed_names_only_store_what_they_are_given(tmp_path: Path) -> None:
     """A listed name is not called either: `open_clip.anything` may be spelt so as to reach any function."""
     hidden = b"\x80\x02copen_clip.model\nos.system\nX\x01\x00\x00\x00x\x85R."
     with pytest.raises(KitError, match="it holds no open_clip image encoder, but no tensors at all"):
-        legacy.convert(archive(tmp_path / "x.pt", hidden))
+        pickled.convert(archive(tmp_path / "x.pt", hidden))
     assert "open_clip.model" not in sys.modules or not hasattr(sys.modules["open_clip.model"], "os.system")
 
 
@@ -226,7 +227,7 @@ def test_a_truncated_file_is_said(tmp_path: Path, old: bool, share: float) -> No
     content = source.read_bytes()
     source.write_bytes(content[: int(share * len(content))])
     with pytest.raises(KitError, match=r"x\.pt is not (a whole checkpoint of torch\.save|converted: it is neither)"):
-        legacy.convert(source)
+        pickled.convert(source)
     assert not (tmp_path / "x.safetensors").exists()
 
 
@@ -241,7 +242,7 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> 
         for part, content in parts.items():
             file.writestr(part, content)
     with pytest.raises(KitError, match=r"a tensor of shape \(9, 3\) reaches beyond its storage"):
-        legacy.convert(source)
+        pickled.convert(source)
 
 
 @pytest.mark.parametrize(
@@ -254,21 +255,21 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> 
 )
 def test_what_is_no_encoder_is_said(tmp_path: Path, content: Any, words: str) -> None:
     with pytest.raises(KitError) as caught:
-        legacy.convert(saved(tmp_path / "x.pt", content))
+        pickled.convert(saved(tmp_path / "x.pt", content))
     assert words in str(caught.value)
 
 
 def test_other_files_are_said(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"There is no checkpoint .*missing\.pt\. Check the path\."):
-        legacy.convert(tmp_path / "missing.pt")
+        pickled.convert(tmp_path / "missing.pt")
     with pytest.raises(KitError, match=r"is called safetensors already"):
-        legacy.convert(tmp_path / "x.safetensors")
+        pickled.convert(tmp_path / "x.safetensors")
     text = tmp_path / "page.pt"
     text.write_text("<html>quota exceeded</html>")  # what a download that was refused leaves
     with pytest.raises(KitError, match=r"neither an archive nor a pickle of torch\.save"):
-        legacy.convert(text)
+        pickled.convert(text)
     with pytest.raises(KitError, match=r"TorchScript perhaps"):
-        legacy.convert(scripted(tmp_path / "z.pt"))
+        pickled.convert(scripted(tmp_path / "z.pt"))
 
 
 def scripted(path: Path) -> Path:

@@ -15,7 +15,7 @@ from mergekit_lite.methods.averaging import fixed_coefficients
 from mergekit_lite.weights import Weights
 
 if TYPE_CHECKING:
-    from mergekit_lite.records import Record
+    from mergekit_lite.study.records import Record
     from mergekit_lite.suites.suite import Suite
 
 

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.adapting import adapt, coefficient_gradient
-from mergekit_lite.methods.bank import Bank
-from mergekit_lite.methods.frank_wolfe import (
+from mergekit_lite.methods.frank_wolfe.gradient import (
     Sampling,
     choose,
     chosen,
@@ -21,8 +19,15 @@ from mergekit_lite.methods.frank_wolfe import (
     stop_message,
     vertex_pool,
 )
-from mergekit_lite.methods.objectives import loss_and_gradient
-from mergekit_lite.methods.oracle import Granularity, Models, Oracle, Pick, assembled, norms, simplex_projection
+from mergekit_lite.methods.frank_wolfe.oracle import (
+    Granularity,
+    Models,
+    Oracle,
+    Pick,
+    assembled,
+    norms,
+    simplex_projection,
+)
 from mergekit_lite.methods.registry import (
     Access,
     Count,
@@ -35,6 +40,9 @@ from mergekit_lite.methods.registry import (
     Watch,
     method,
 )
+from mergekit_lite.methods.shared.adapting import adapt, coefficient_gradient
+from mergekit_lite.methods.shared.bank import Bank
+from mergekit_lite.methods.shared.objectives import loss_and_gradient
 from mergekit_lite.weights import Weights
 
 Choice = Literal["top-k", "one a task"]

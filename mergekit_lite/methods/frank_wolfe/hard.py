@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mergekit_lite.methods.frank_wolfe import (
+from mergekit_lite.methods.frank_wolfe.gradient import (
     Sampling,
     chosen,
     is_sound,
@@ -17,7 +17,7 @@ from mergekit_lite.methods.frank_wolfe import (
     stop_message,
     vertex_pool,
 )
-from mergekit_lite.methods.oracle import Granularity, Models, Oracle, Selection, assembled, norms, select
+from mergekit_lite.methods.frank_wolfe.oracle import Granularity, Models, Oracle, Selection, assembled, norms, select
 from mergekit_lite.methods.registry import (
     Access,
     Count,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from mergekit_lite.analysis.published import DOUBTFUL
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
-from mergekit_lite.published import DOUBTFUL
 
 if TYPE_CHECKING:
-    from mergekit_lite.records import Record
+    from mergekit_lite.study.records import Record
 
 
 def images_seen(record: "Record") -> int:
@@ -36,7 +36,7 @@ def images_seen(record: "Record") -> int:
         return int(given["steps"] * given["images_per_task"] * tasks)
     if "images" in given:
         return int(given["images"] * tasks)
-    raise KitError(f"How many images {record.title} sees is not known. Add its rule to mergekit_lite.costs.")
+    raise KitError(f"How many images {record.title} sees is not known. Add its rule to mergekit_lite.analysis.costs.")
 
 
 def cost_frame(records: Sequence["Record"], start: float) -> pd.DataFrame:

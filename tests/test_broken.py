@@ -7,10 +7,12 @@ import pytest
 import torch
 from conftest import Pico
 
-from mergekit_lite import damage, evaluation, study
-from mergekit_lite.damage import Broken
+from mergekit_lite import study
 from mergekit_lite.errors import KitError
-from mergekit_lite.records import Cell
+from mergekit_lite.study import evaluation
+from mergekit_lite.study.records import Cell
+from mergekit_lite.suites import broken
+from mergekit_lite.suites.broken import Broken
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +75,7 @@ def test_a_broken_expert_changes_the_key_and_a_sound_pool_keeps_it(monkeypatch: 
         for one in (cell(), cell(broken={"digits": "noise"}), cell(broken={"digits": "shuffled"}))
     ]
     assert len(set(keys)) == 3
-    monkeypatch.setattr(damage, "__file__", evaluation.__file__)
+    monkeypatch.setattr(broken, "__file__", evaluation.__file__)
     assert study.cell_key(suite, cell()) == keys[0]
     assert study.cell_key(suite, cell(broken={"digits": "noise"})) != keys[1]
 

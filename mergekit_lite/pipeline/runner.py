@@ -21,10 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mergekit_lite.cache import LEDGER, content_hash, file_hash
 from mergekit_lite.errors import KitError
-from mergekit_lite.profiles import Profile
-
-# Modules that only drive a run: a change in them cannot change what a notebook shows.
-DRIVERS = {"bench.py", "book.py", "cli.py", "doctor.py", "forecast.py", "profiles.py", "promotion.py", "runner.py"}
+from mergekit_lite.pipeline.profiles import Profile
 
 
 @dataclass(frozen=True)
@@ -154,9 +151,14 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 def library_hash() -> str:
     """Return a hash of all files of this package that can change what a notebook shows, and of torch's version."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     files = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    hashes = {str(path.relative_to(package)): file_hash(path) for path in files if path.name not in DRIVERS}
+    drivers = (package / "pipeline", package / "cli.py")  # these drive a run: what a notebook shows is not theirs
+    hashes = {
+        str(path.relative_to(package)): file_hash(path)
+        for path in files
+        if not any(path.is_relative_to(driver) for driver in drivers)
+    }
     return content_hash([hashes, version("torch"), version("open_clip_torch")])
 
 

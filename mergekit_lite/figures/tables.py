@@ -8,11 +8,11 @@ import pandas as pd
 from IPython.core.formatters import format_display_data
 from IPython.display import HTML, display
 
-from mergekit_lite import published as reported
+from mergekit_lite.analysis import published as reported
 from mergekit_lite.errors import KitError
 
 if TYPE_CHECKING:
-    from mergekit_lite.records import Record
+    from mergekit_lite.study.records import Record
     from mergekit_lite.suites.suite import Suite
 
 REFERENCES = frozenset({"pretrained", "individual", "multi_task_training"})

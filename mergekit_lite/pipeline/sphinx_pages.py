@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from typer.models import ArgumentInfo, OptionInfo
 
 from mergekit_lite import cli
-from mergekit_lite.book import EXECUTED, toc_pages
+from mergekit_lite.pipeline.book import EXECUTED, toc_pages
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.objectives import loss_and_gradient
-from mergekit_lite.methods.oracle import Granularity, Models, Oracle, Pick, Selection, select
+from mergekit_lite.methods.frank_wolfe.oracle import Granularity, Models, Oracle, Pick, Selection, select
 from mergekit_lite.methods.registry import OBJECTIVES, Access, Objective, TaskData, get
+from mergekit_lite.methods.shared.objectives import loss_and_gradient
 from mergekit_lite.weights import Weights, is_finite, widest
 
 START = "start"

@@ -12,18 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from mergekit_lite import runner, study
-from mergekit_lite.bench import Bench, busy_neighbours, image_shape, import_seconds, noise_images, seconds_each
+from mergekit_lite import study
 from mergekit_lite.cache import cache_dir
 from mergekit_lite.errors import KitError
-from mergekit_lite.profiles import Profile
-from mergekit_lite.records import Record, peak_memory_mib, read_record, reset_peak_memory
+from mergekit_lite.machine import peak_memory_mib, reset_peak_memory
+from mergekit_lite.pipeline import runner
+from mergekit_lite.pipeline.doctor.bench import (
+    Bench,
+    busy_neighbours,
+    image_shape,
+    import_seconds,
+    noise_images,
+    seconds_each,
+)
+from mergekit_lite.pipeline.profiles import Profile
 from mergekit_lite.study import Cell
+from mergekit_lite.study.records import Record, read_record
 from mergekit_lite.suites import miniature
 from mergekit_lite.suites.miniature.drawing import DrawnTask, draw
+from mergekit_lite.suites.miniature.experts import fine_tune
 from mergekit_lite.suites.miniature.tasks import TASKS
 from mergekit_lite.suites.suite import Split, Suite
-from mergekit_lite.training import fine_tune
 from mergekit_lite.workers import cores
 
 

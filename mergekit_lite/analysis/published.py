@@ -64,7 +64,7 @@ def spelling(method: str) -> str:
     except KeyError:
         raise KitError(
             f"No published name is known for the method {method!r}. Known: {', '.join(SPELLING)}. "
-            "To compare another method, add its spelling to mergekit_lite.published.SPELLING."
+            "To compare another method, add its spelling to mergekit_lite.analysis.published.SPELLING."
         ) from None
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.bank import Bank
-from mergekit_lite.methods.objectives import loss_and_gradient
 from mergekit_lite.methods.registry import Examples, TaskData, Watch
+from mergekit_lite.methods.shared.bank import Bank
+from mergekit_lite.methods.shared.objectives import loss_and_gradient
 
 
 def adapt(

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mergekit_lite import spatter as spattering
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked, written_whole
 from mergekit_lite.errors import KitError
-from mergekit_lite.spatter import spatter
+from mergekit_lite.suites import spatter as spattering
+from mergekit_lite.suites.spatter import spatter
 
 if TYPE_CHECKING:  # a suite imports open_clip, which takes seconds
     from mergekit_lite.suites.suite import Split, Suite, Which

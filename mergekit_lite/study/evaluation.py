@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergekit_lite.fitting import in_memory
+from mergekit_lite.machine import in_memory
 from mergekit_lite.methods.registry import Merged
 
 if TYPE_CHECKING:

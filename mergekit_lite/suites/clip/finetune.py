@@ -15,11 +15,12 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mergekit_lite import evaluation
 from mergekit_lite.cache import content_hash, written_whole
 from mergekit_lite.errors import KitError
+from mergekit_lite.study import evaluation
 from mergekit_lite.suites.clip.benchmark import MODELS
-from mergekit_lite.weights import LazyWeights, Weights, read, write
+from mergekit_lite.weight_files import LazyWeights, read, write
+from mergekit_lite.weights import Weights
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite

@@ -14,25 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergekit_lite import corruptions, damage, evaluation, seen
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked
 from mergekit_lite.errors import KitError
+from mergekit_lite.machine import device_name, now, peak_memory_mib, reset_peak_memory, source_commit, versions
 from mergekit_lite.methods import registry
-from mergekit_lite.records import (
-    Cell,
-    CurvePoint,
-    Provenance,
-    Record,
-    device_name,
-    note,
-    now,
-    peak_memory_mib,
-    read_record,
-    reset_peak_memory,
-    source_commit,
-    versions,
-    write_record,
-)
+from mergekit_lite.study import evaluation, task_data
+from mergekit_lite.study.records import Cell, CurvePoint, Provenance, Record, note, read_record, write_record
+from mergekit_lite.suites import broken, corruptions
 from mergekit_lite.weights import weights_hash
 from mergekit_lite.workers import cores, side_by_side
 
@@ -182,8 +170,8 @@ def _code(resolved: Cell) -> str:
     """Return a hash of the code that computes a cell: of its method, of one it starts from, and of the evaluation."""
     start = resolved.parameters.get("start")  # by its name only: imports do not lead there
     names = [resolved.method] + [info.name for info in registry.all_methods() if info.name == start]
-    files = [evaluation.__file__] + ([seen.__file__] if "data" in registry.get(resolved.method).resources else [])
-    files += [damage.__file__] if resolved.broken else []
+    files = [evaluation.__file__] + ([task_data.__file__] if "data" in registry.get(resolved.method).resources else [])
+    files += [broken.__file__] if resolved.broken else []
     return content_hash([*map(registry.code_fingerprint, names), *(code_hash(Path(file)) for file in files)])
 
 
@@ -278,14 +266,14 @@ def _answer(suite: "Suite", job: _Job) -> Record:
             curve.append(CurvePoint(step=step, accuracy=measure(registry.Merged(weights=dict(weights)))))
 
     offered: dict[str, Any] = {
-        "data": lambda: seen.seen(suite, cell.adapt, info.access_with(cell.parameters)),
+        "data": lambda: task_data.seen(suite, cell.adapt, info.access_with(cell.parameters)),
         "seed": lambda: cell.seed,
         "watch": lambda: watch if cell.curve_every else None,
     }
     resources = {name: offered[name]() for name in info.resources if name in offered}
     experts = {task: suite.experts[task] for task in cell.pool}
     for task, how in cell.broken.items():
-        experts[task] = damage.Broken(suite.base, experts[task], how, task, cell.seed)
+        experts[task] = broken.Broken(suite.base, experts[task], how, task, cell.seed)
 
     begun = time.perf_counter()
     merged = info.function(suite.base, experts, **resources, **cell.parameters)

@@ -1,0 +1,1 @@
+"""Numbers out of records: published values, costs, uncertainty, traces, geometry."""

@@ -1,0 +1,117 @@
+"""The machine that computes: its versions, device and memory, and batches as large as the memory allows."""
+
+import platform
+import subprocess
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import torch
+
+from mergekit_lite.errors import KitError
+
+Result = TypeVar("Result")
+
+_fitting: dict[Hashable, int] = {}
+
+
+def in_memory(
+    attempt: Callable[[int], Result], most: int, device: torch.device, *, what: str, key: Hashable = None
+) -> Result:
+    """Return ``attempt(size)`` for the first size that fits into memory: `most`, or a half of it, a quarter...
+
+    Args:
+        attempt: works on so many images at once.
+        most: how many to begin with, at least 1.
+        device: whose memory it is.
+        what: what a single image does not fit for, in the error.
+        key: what was found to fit is remembered under it, together with `what` and `device`. If it is the name of a
+            suite, the error says it.
+
+    Raises:
+        KitError: not even one image fits.
+    """
+    place = (what, str(device), key)
+    size = min(most, _fitting.get(place, most))
+    while True:
+        try:
+            return attempt(size)
+        except torch.OutOfMemoryError:
+            pass  # the error holds on to the tensors of what failed until this block is left
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # pieces of the larger batch would otherwise crowd the smaller one out
+        if size == 1:
+            whose = f" of {key}" if isinstance(key, str) else ""
+            raise KitError(
+                f"There is not enough memory on '{device}' for {what} of a single image{whose}. "
+                "End what else runs there, or use the device 'cpu'."
+            )
+        _fitting[place] = size = size // 2
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that `Provenance` keeps."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "open_clip": version("open_clip_torch"),
+        "mergekit_lite": version("mergekit-lite"),
+    }
+
+
+def source_commit() -> str | None:
+    """Return the commit that the library's source is at (``+`` appended if it was changed since); None if unknown."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A virtual environment may lie inside somebody's own repository: only a tracked file makes its commit ours.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}+" if commit and git("status", "--porcelain", "--", ".") else commit
+
+
+def device_name(device: torch.device) -> str:
+    """Return the device as a reader would name it, such as ``cpu`` or ``NVIDIA H100 80GB HBM3``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def now() -> datetime:
+    """Return the time now, in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring the peak memory anew, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forget the peak so far
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the peak memory in MiB since the reset: the GPU's tensors on a GPU, else the process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        # Not getrusage on Linux: there, a spawned process inherits the peak of the one that started it.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, IndexError):
+        on_windows: int | None = getattr(psutil.Process().memory_info(), "peak_wset", None)
+        if on_windows is not None:
+            return on_windows / 2**20
+        import resource  # macOS; Windows has none
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes

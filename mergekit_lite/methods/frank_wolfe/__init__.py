@@ -1,0 +1,1 @@
+"""FW-Merging: the oracle, the gradient, and the hard and the soft variant."""

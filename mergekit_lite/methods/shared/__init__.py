@@ -1,0 +1,1 @@
+"""What several methods share: the bank of task vectors, adapting, objectives, spectra, ranks, calibration."""

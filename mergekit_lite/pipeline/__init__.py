@@ -1,0 +1,1 @@
+"""From a profile to the book: notebooks are run by papermill, checked, promoted, and built into pages."""
