@@ -22,7 +22,7 @@ from PIL import Image
 from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked, written_whole
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites import spatter as spattering
-from mergekit_lite.suites.spatter import spatter
+from mergekit_lite.suites.spatter import spattered
 
 if TYPE_CHECKING:  # a suite imports open_clip, which takes seconds
     from mergekit_lite.suites.suite import Split, Suite, Which
@@ -94,7 +94,7 @@ CORRUPTIONS: Mapping[str, Callable[..., Values]] = {
     "impulse_noise": impulse_noise,
     "gaussian_noise": gaussian_noise,
     "pixelate": pixelate,
-    "spatter": spatter,
+    "spatter": spattered,
     "contrast": contrast,
     "jpeg_compression": jpeg_compression,
 }
