@@ -15,7 +15,6 @@ from torch.nn.functional import normalize
 import mergekit_lite
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
-from mergekit_lite.study.evaluation import accuracy
 from mergekit_lite.suites import Suite, Task, load_suite
 from mergekit_lite.suites.miniature import BASE, SIZES
 from mergekit_lite.suites.miniature.canvas import Canvas
@@ -24,6 +23,7 @@ from mergekit_lite.suites.miniature.drawing import DrawnTask, draw, pictures
 from mergekit_lite.suites.miniature.naming import targets
 from mergekit_lite.suites.miniature.pretraining import PretrainingRecipe, pretrain
 from mergekit_lite.suites.miniature.tasks import TASKS
+from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.suites.suite import check_tasks, checked_split
 from mergekit_lite.weight_files import read
 

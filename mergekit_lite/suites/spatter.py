@@ -1,8 +1,8 @@
 """Spatter: drops of water or mud on the lens, the one corruption of the seven that takes more than a few lines.
 
-The source computes it with OpenCV and scikit-image. Here their operations are done for one channel (H, W) with NumPy and
-SciPy, with OpenCV's rounding and borders, so that neither library is needed. The two averages are written out: SciPy sums
-in another order, and a last digit decides where fractions are cut off.
+The source computes it with OpenCV and scikit-image. Here NumPy and SciPy do their operations on one channel (H, W),
+with OpenCV's rounding and borders, so that neither library is needed. The two averages are written out: SciPy sums in
+another order, and a last digit decides where fractions are cut off.
 """
 
 import numpy as np
