@@ -49,8 +49,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return measuring.Measured(result, measuring.peak_resident(), None)
 
     monkeypatch.setattr(measuring, "in_own_process", call)
-    for module in (adamerging_step, frank_wolfe_step, merge_throughput, regmean_merge):
-        monkeypatch.setattr(module, "peer", lambda name: None)
+    monkeypatch.setattr(models, "peer", lambda name: None)
 
 
 def run(name: str, folder: Path, results: Path) -> dict[str, Any]:
