@@ -102,6 +102,8 @@ class Record(BaseModel):
     accuracy: dict[str, Percent]
     seconds: dict[str, float]
     peak_memory_mib: float
+    images: int = 0
+    labels: int = 0
     trace: dict[str, Any] = {}
     curve: list[CurvePoint] = []
     provenance: Provenance
