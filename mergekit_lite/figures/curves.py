@@ -79,7 +79,7 @@ def lines(
     said = [f"{title(name)} {_told(points)}" for name, points in _by_line(frame)]
     _draw(axes, frame, drawn)
     for name, level in levels.items():
-        axes.axhline(level, label=title(name), **drawn[name].line | {"linewidth": 1.2})
+        axes.axhline(level, label=title(name), **drawn[name].level)
         said.append(f"{title(name)} stays at {written(level)}")
     if published is not None:
         _draw(other, published, drawn, hollow=not apart)
@@ -141,15 +141,15 @@ def adaptation_curve(records: Iterable["Record"]) -> Figure:
     tasks, said = shared_tasks(records), []
     figure, (above, below) = canvas(4.0, nrows=2, sharex=True, height_ratios=(2, 1))
     for record in records:
-        line = look(record.cell.method).line
+        drawn = look(record.cell.method)
         if not record.curve:
-            above.axhline(record.average, label=record.title, **line | {"linewidth": 1.2})
+            above.axhline(record.average, label=record.title, **drawn.level)
             said.append(f"{record.title} stays at {record.average:.1f}")
             continue
         first, last, losses = record.curve[0], record.curve[-1], loss_per_task(record)
         averages = [point.average for point in record.curve]
-        above.plot([point.step for point in record.curve], averages, label=record.title, **line)
-        below.plot(losses, **line | {"marker": "", "linewidth": 1})
+        above.plot([point.step for point in record.curve], averages, label=record.title, **drawn.line)
+        below.plot(losses, **drawn.level | {"linewidth": 1})
         text = f"{record.title} goes from {first.average:.1f} to {last.average:.1f} at step {last.step}"
         if len(losses):
             text += f" and its entropy from {losses.iloc[0]:.2f} to {losses.iloc[-1]:.2f} nats per image"

@@ -127,8 +127,7 @@ def coefficient_map(record: "Record") -> Figure:
     bar = {"ticks": [low, initial, high], "format": "{x:.2g}"}
     figure, axes = _heatmap(
         frame, "coefficient", height=1.2 + 0.28 * len(frame), cmap="PuOr_r", norm=TwoSlopeNorm(initial, low, high),
-        # As a picture: a mesh of vectors would take 100 times the bytes for a large encoder.
-        rasterized=True, linewidths=0, colorbar=bar,
+        linewidths=0, colorbar=bar,
     )  # fmt: skip
     parts = [(name, len(list(found))) for name, found in groupby(_parts(frame.columns))]
     ends = np.cumsum([0, *(size for _, size in parts)])
@@ -203,9 +202,12 @@ def _heatmap(
     figure, axes = canvas(height, width)
     columns = frame.shape[1]
     texts = frame.map(lambda value: signed(number.format(value)) if number and abs(value) >= blank else "")
+    longest = texts.map(len).to_numpy().max()
     sns.heatmap(
-        frame, ax=axes, annot=texts.to_numpy(), fmt="", annot_kws={"size": 8 if columns <= 10 else 5.5},
-        xticklabels=True, yticklabels=True, cbar_kws={"label": label, "pad": 0.015, "aspect": 30} | (colorbar or {}),
+        frame, ax=axes, annot=texts.to_numpy() if number else None, fmt="",
+        annot_kws={"size": 8 if columns <= 10 else 7 if longest <= 3 else 5.5}, xticklabels=True, yticklabels=True,
+        # Many cells as a picture: as vectors they would take 100 times the bytes for a large encoder.
+        rasterized=frame.size > 100, cbar_kws={"label": label, "pad": 0.015, "aspect": 30} | (colorbar or {}),
         **{"linewidths": 1, "linecolor": WHITE} | more,
     )  # fmt: skip
     axes.grid(visible=False)

@@ -89,7 +89,7 @@ def cost_scatter(
     figure, axes = canvas(5.0)
     axes.set_xscale("log")
     for name, level in (references or {}).items():
-        axes.axhline(level, label=title(name), **look(name).line | {"linewidth": 1.1})
+        axes.axhline(level, label=title(name), **look(name).level)
     points = list(zip(map(str, frame["name"]), frame["seconds"], frame["accuracy"], strict=True))
     for name, seconds, accuracy in points:
         axes.plot(seconds, accuracy, markersize=8, zorder=3, label=title(name), **look(name).point)

@@ -24,7 +24,7 @@ from mergekit_lite.figures.tables import glue
 WHITE, INK, PALE, WIDTH = "#ffffff", "#222222", "#767676", 7.2  # width in inches: the book's text column
 
 STYLE = {
-    "figure.facecolor": WHITE, "axes.facecolor": WHITE, "savefig.facecolor": WHITE, "savefig.dpi": 300,
+    "figure.facecolor": WHITE, "axes.facecolor": WHITE, "savefig.facecolor": WHITE, "savefig.dpi": 200,
     "figure.constrained_layout.use": True, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": PALE,
     "xtick.color": INK, "ytick.color": INK,
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 8, "axes.titlelocation": "left",
@@ -45,8 +45,13 @@ class Look(NamedTuple):
     dash: Any  # a line style of matplotlib
 
     @property
+    def level(self) -> dict[str, Any]:
+        """What makes a straight line without points look so."""
+        return {"color": self.colour, "linestyle": self.dash, "linewidth": 1.2}
+
+    @property
     def line(self) -> dict[str, Any]:
-        """What makes a line of matplotlib look so."""
+        """What makes a curve look so."""
         return {"color": self.colour, "linestyle": self.dash, "marker": self.marker}
 
     @property
@@ -144,7 +149,7 @@ def column(
 
     Points, not a share of the width: the layout makes room for the column, and its place must not move with the width.
     """
-    places = [(first - 0.8, head), *((first + row, text) for row, text in enumerate(texts))]
+    places = [*((first + row, text) for row, text in enumerate(texts)), (first - 0.8, head)]
     for y, text in places:
         if text:
             axes.annotate(
@@ -158,7 +163,7 @@ def legend(figure: Figure, extra: Mapping[str, Any] | None = None) -> None:
     found: dict[str, Any] = {}
     for axes in figure.axes:
         handles, texts = axes.get_legend_handles_labels()
-        found = dict(zip(texts, handles, strict=True)) | found
+        found |= {text: handle for text, handle in zip(texts, handles, strict=True) if text not in found}
     found |= extra or {}
     room = 15.5 * figure.get_figwidth()  # letters in a line; a handle is as wide as nine
     for columns in range(len(found), 0, -1):
