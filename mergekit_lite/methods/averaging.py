@@ -69,7 +69,7 @@ def fixed_coefficients(
     Args:
         base: the pre-trained weights with L tensors.
         experts: K fine-tuned weights by task name.
-        coefficients: K rows (one each, in the order of `experts`) of L numbers (in the order of `base`) or of one
+        coefficients: K rows (one per expert, in their order) of L numbers (in the order of `base`) or of one
             number for all tensors; a single row holds for every expert.
 
     Raises:
