@@ -30,7 +30,7 @@ from mergekit_lite.methods.registry import (
     Watch,
     method,
 )
-from mergekit_lite.methods.ties import whole_cutoff
+from mergekit_lite.methods.ties import cutoff
 from mergekit_lite.weights import Weights, difference
 
 MergeFunction = Literal["task_arithmetic", "ties_merging"]
@@ -119,7 +119,7 @@ def towards(
     TIES has only one vector to merge here, so that there is nothing to elect a sign against: what is left of it is to
     keep the largest entries of the difference. Such a step ends outside the hull of the models.
     """
-    least = whole_cutoff(theta, vertex, density) if merge == "ties_merging" else 0.0
+    least = cutoff(theta, vertex, density) if merge == "ties_merging" else 0.0
     moved: Weights = {}
     for name, start in theta.items():
         change = difference(vertex[name], start)
