@@ -23,7 +23,7 @@ class LabelledData:
     given: list[Batch]
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
+        self, *, images_per_task: int, steps: int, seed: int, keep: int | float | None = None
     ) -> Iterator[Mapping[str, tuple[Tensor, Tensor]]]:
         return iter(self.given)
 
