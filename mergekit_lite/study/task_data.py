@@ -34,9 +34,9 @@ def shown(suite: "Suite", tasks: Sequence[str], access: Access) -> Shown:
     # The class is in here so that no attribute leads to the suite, which holds the labels of the test split. Whoever
     # looks into the closures of its functions finds them all the same: Python keeps honest methods honest, no others.
     class Data:
-        heads = {task: suite.heads[task].to(suite.device, copy=True) for task in tasks}
-        images = 0
-        labels = 0
+        def __init__(self) -> None:
+            self.heads = {task: suite.heads[task].to(suite.device, copy=True) for task in tasks}
+            self.images = self.labels = 0
 
         def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
             return suite.encode(weights, images)
@@ -69,11 +69,10 @@ def shown(suite: "Suite", tasks: Sequence[str], access: Access) -> Shown:
 
 def _rows(count: int, task: str, size: int, seed: int, keep: int | float | None) -> Iterator[list[int]]:
     """Yield the image numbers of one batch after another, for ever; see `TaskData.batches`."""
-    kept = None if keep is None or keep == 1.0 and isinstance(keep, float) else keep
-    if isinstance(kept, float):
-        kept = max(1, round(kept * count))
-    order = _order(count, task, seed, kept)
-    size = min(size, count if kept is None else min(kept, count))
+    if isinstance(keep, float):
+        keep = max(1, round(keep * count)) if keep < 1 else None
+    order = _order(count, task, seed, keep)
+    size = min(size, count, keep or count)
     while True:
         yield [next(order) for _ in range(size)]
 
