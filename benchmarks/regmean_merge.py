@@ -29,7 +29,7 @@ from benchmarks.models import (
     peer,
     write_models,
 )
-from mergekit_lite.methods.regmean import gram, merge_with_grams
+from mergekit_lite.methods.regmean_merging import gram, merge_with_grams
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import Weights
 
