@@ -184,13 +184,14 @@ class NoiseData:
         return self.suite.layer_inputs(weights, images)
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
+        self, *, images_per_task: int, steps: int, seed: int, keep: int | float | None = None
     ) -> Iterator[Mapping[str, registry.Examples]]:
         """Yield the same images again and again."""
         batch: dict[str, registry.Examples] = {}
         for task in self.tasks:
-            part = max(1, round(share * self.suite.sizes[task][self.access is registry.Access.UNLABELLED]))
-            count = images_per_task if share == 1 else min(images_per_task, part)
+            there = self.suite.sizes[task][self.access is registry.Access.UNLABELLED]
+            part = max(1, round(keep * there)) if isinstance(keep, float) else keep or there
+            count = min(images_per_task, part)
             images = self.noise[torch.arange(count) % len(self.noise)]
             labels = torch.zeros(count, dtype=torch.long, device=images.device)
             batch[task] = (images, labels) if self.access is registry.Access.LABELLED else images
