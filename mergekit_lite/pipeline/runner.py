@@ -62,7 +62,7 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
     for name in [only] if only else profile.notebooks:
         template, target = root / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"
         executed.append(target)
-        if not force and stamp_of(target) == stamp(template, checked[name], library):
+        if not force and run_of(target).get("stamp") == stamp(template, checked[name], library):
             print(f"{name}: unchanged since it was run, nothing to do (--force runs it again).", flush=True)
         else:
             stale.append((name, template, target))
@@ -90,7 +90,7 @@ def check_parameters(profile: Profile, notebook: str, root: Path) -> dict[str, A
     if not path.exists():
         there = sorted(one.stem for one in path.parent.glob("*.ipynb"))
         hint = suggestion(notebook, there)
-        raise KitError(f"{where}: there is no {path.name}.{hint} Notebooks: {', '.join(there) or 'none'}.")
+        raise KitError(f"{where}: there is no notebooks/{path.name}.{hint} Notebooks: {', '.join(there) or 'none'}.")
     known = notebook_parameters(path)
     given = profile.notebooks[notebook]
     if "suite" in known:
@@ -156,7 +156,7 @@ def library_hash() -> str:
     files = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     drivers = (package / "pipeline", package / "cli.py")  # these drive a run: what a notebook shows is not theirs
     hashes = {
-        str(path.relative_to(package)): file_hash(path)
+        path.relative_to(package).as_posix(): file_hash(path)
         for path in files
         if not any(path.is_relative_to(driver) for driver in drivers)
     }
@@ -168,12 +168,12 @@ def stamp(template: Path, parameters: Mapping[str, Any], library: str) -> str:
     return content_hash([file_hash(template), dict(parameters), library])
 
 
-def stamp_of(executed: Path) -> str | None:
-    """Return the stamp that an executed notebook carries; None if there is none."""
+def run_of(executed: Path) -> Mapping[str, Any]:
+    """Return what an executed notebook says of its run: profile, stamp, records and seconds; empty if it does not."""
     try:
-        return read_notebook(executed).metadata.get("mergekit_lite", {}).get("stamp")
+        return read_notebook(executed).metadata.get("mergekit_lite", {})
     except KitError:
-        return None
+        return {}
 
 
 def _check_suites(profile: Profile, named: Iterable[str | None]) -> None:
@@ -246,7 +246,7 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
             what = f"cell [{error.exec_count}] raised {error.ename}: {error.evalue}"
         raise KitError(
             f"{template.name} failed: {what}\nThe notebook up to there: build/{failed.parent.name}/{failed.name}. "
-            "Finished records are kept: run the same command again to go on from there."
+            "Finished records are kept: run the same command again to resume from there."
         ) from error
     finally:
         del os.environ[LEDGER]
