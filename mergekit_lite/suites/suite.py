@@ -176,6 +176,16 @@ class Suite(ABC):
         `learnt`.
         """
 
+    @property
+    def computing(self) -> tuple[Callable[..., Any], ...]:
+        """What turns images and class names into features and heads: its code is part of every record's key."""
+        return self.encode, self.layer_inputs, self._normalised, self._head
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """The precision that `encode` works in."""
+        return next(iter(self.base.values())).dtype
+
     def sources(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return where downloaded weights come from, of the base and the experts of `tasks`; nothing if none were."""
         return {}

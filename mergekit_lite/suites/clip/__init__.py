@@ -97,6 +97,11 @@ class ClipSuite(Suite):
         """Return the expert of `task`, read from the hub's file tensor by tensor; fetched at first use."""
         return TransformersWeights(hub.downloaded(*expert_file(self.model, self.entries[task])), self.device)
 
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """The precision that `encode` works in."""
+        return torch.bfloat16 if self._half else torch.float32
+
     def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Return the features (N, D) of unit length that the encoder with `weights` gives for `images` (N, 3, H, W).
 
