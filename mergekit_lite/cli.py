@@ -160,7 +160,7 @@ def finetune(
     from mergekit_lite.suites.clip import finetune as tuning
 
     typer.echo(
-        tuning.finetune(
+        tuning.make_expert(
             load_suite(suite, device),
             task,
             output=output or Path("finetuned") / suite / task,
@@ -244,4 +244,4 @@ def fetch(
     from mergekit_lite.suites.clip import fetch as fetching
     from mergekit_lite.workers import cores
 
-    fetching.fetch(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run)
+    fetching.fetch_suite(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run)
