@@ -1,5 +1,6 @@
 """Curves: any lines with bands and references, and what adaptation and Frank-Wolfe do step by step."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,7 @@ def lines(
             panel.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
             panel.set_xticks([], minor=True)
         panel.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel(textwrap.fill(ylabel, 36))  # letters that fit the height
     hollow = Line2D([], [], color=PALE, marker="o", markerfacecolor=WHITE, linewidth=0.8)
     legend(figure, {f"hollow: {label}": hollow} if label and not apart else None)
     figure.set_label(f"Curves of {ylabel} against {xlabel}: {'; '.join(said)}.")

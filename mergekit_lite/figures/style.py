@@ -165,7 +165,7 @@ def legend(figure: Figure, extra: Mapping[str, Any] | None = None) -> None:
         handles, texts = axes.get_legend_handles_labels()
         found |= {text: handle for text, handle in zip(texts, handles, strict=True) if text not in found}
     found |= extra or {}
-    room = 15.5 * figure.get_figwidth()  # letters in a line; a handle is as wide as nine
+    room = 17 * figure.get_figwidth()  # letters in a line; a handle is as wide as nine
     for columns in range(len(found), 0, -1):
         # As matplotlib fills them: downwards, and the first columns take what does not divide.
         parts = np.array_split([len(text) + 9 for text in found], columns)
