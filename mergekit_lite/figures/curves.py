@@ -21,7 +21,7 @@ from mergekit_lite.figures.style import (
     legend,
     look,
     looks,
-    style,
+    styled,
     written,
 )  # fmt: skip
 from mergekit_lite.figures.tables import title
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mergekit_lite.study.records import Record
 
 
-@style()
+@styled()
 def lines(
     frame: pd.DataFrame,
     *,
@@ -127,7 +127,7 @@ def _told(points: pd.DataFrame) -> str:
     return text + (f", highest {written(top['y'])} at {top['x']:.3g}" if inside else "")
 
 
-@style()
+@styled()
 def adaptation_curve(records: Iterable["Record"]) -> Figure:
     """Draw accuracy (%) against steps for the records with a curve, and below it the entropy that they minimise.
 
@@ -163,7 +163,7 @@ def adaptation_curve(records: Iterable["Record"]) -> Figure:
     return figure
 
 
-@style()
+@styled()
 def frank_wolfe_trace(records: Mapping[str, "Record"]) -> Figure:
     """Draw accuracy, loss and duality gap of several runs against the iteration.
 

@@ -119,7 +119,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """Draw in the style of the book, see `STYLE`; also a decorator."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         yield
@@ -209,7 +209,7 @@ def figure_html(figure: Figure, alt: str | None = None, caption: str | None = No
     if not alt:
         raise KitError("This figure has no alternative text. Say in show(figure, alt=...) what it shows, with numbers.")
     stream = io.BytesIO()
-    with style():
+    with styled():
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(_lean(stream.getvalue().decode()).encode()).decode()
     below = f"\n<figcaption>{escape(caption)}</figcaption>" if caption else ""
