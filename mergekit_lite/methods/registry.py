@@ -91,13 +91,13 @@ class TaskData(Protocol):
         """Return L2-normalised features (N, D) of images (N, 3, H, W), differentiable in the weights."""
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
+        self, *, images_per_task: int, steps: int, seed: int, keep: int | float | None = None
     ) -> Iterator[Mapping[str, Examples]]:
         """Yield for each step one mapping task -> images (n, 3, H, W), or -> a pair of images and labels (n,).
 
-        With `samples`, only so many images of each task, drawn once, are ever seen; an epoch passes over all of them
-        before one is seen again. With a `share` below 1, only that share of each task's images is (one image at least,
-        whatever `samples` says); a batch that would be larger holds all of it once. A share is part of any larger one.
+        An epoch passes over all images of a task before one is seen again. With `keep`, only so many of each task's
+        images (an int), or this share of them (a float in (0, 1], at least one image), are ever seen, drawn once; what
+        is kept is part of any larger choice. A batch that would be larger than what is kept holds all of it once.
         """
 
 
