@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import measuring, models
-from mergekit_lite.methods.shared.adapting import adapt
+from mergekit_lite.methods.shared.adapting import adam, adapt
 from mergekit_lite.methods.shared.bank import Bank
 from mergekit_lite.methods.shared.objectives import mean_entropy
 from mergekit_lite.weight_files import LazyWeights
@@ -63,7 +63,8 @@ def ours(base: Weights, experts: Experts, data: models.NoiseTasks, steps: int, t
         def watch(step: int, weights: Weights) -> None:
             tick(step, raw.grad)
 
-        adapt(bank, raw, data, batches, steps=steps, learning_rate=RATE, clamp=True, watch=watch)
+        update = adam(raw, RATE)
+        adapt(bank, raw, data, batches, update, objective="entropy", steps=steps, clamp=True, watch=watch)
 
 
 def plain(base: Weights, experts: Experts, data: models.NoiseTasks, steps: int, tick: Tick) -> None:

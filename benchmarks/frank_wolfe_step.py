@@ -18,9 +18,10 @@ from torch.nn.functional import cross_entropy, normalize
 
 from benchmarks import measuring, models
 from mergekit_lite.methods.averaging import task_arithmetic
-from mergekit_lite.methods.frank_wolfe.gradient import START, is_sound, mean_gradient, vertex_pool
+from mergekit_lite.methods.frank_wolfe.gradient import START, mean_gradient, vertex_pool
 from mergekit_lite.methods.frank_wolfe.hard import hard_step
 from mergekit_lite.methods.frank_wolfe.oracle import norms
+from mergekit_lite.methods.shared.stopping import unsound
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import Weights
 
@@ -38,21 +39,20 @@ Selection = tuple[str, dict[str, float]]
 def ours(theta: Weights, experts: Experts, data: models.NoiseTasks, iterations: int) -> dict[str, Any]:
     """The lines of `hard_frank_wolfe`'s loop, with FusionBench's oracle."""
     vertices = vertex_pool(experts, theta)
-    samples = len(next(iter(data.given.values()))[0])
     lengths, once = measuring.timed(lambda: norms(vertices, tuple(theta)))
     gradients, selections = [], []
     scores: dict[str, float] = {}
     for _ in range(iterations):
         begun = time.perf_counter()
-        loss, gradient = mean_gradient(data, theta, samples=samples, batch_size=samples, seed=0)
-        assert is_sound(loss, gradient)
+        loss, gradient = mean_gradient(data, theta, data.given, "cross-entropy")
+        assert not unsound(loss, gradient.values())
         between = time.perf_counter()
-        moved, answer = hard_step(
-            theta, gradient, vertices, rate=STEP * SCALING, oracle="cosine", granularity="model", lengths=lengths
+        moved, _, answer = hard_step(
+            theta, gradient, vertices, rate=STEP * SCALING, granularity="model", lengths=lengths
         )
         gradients.append(between - begun)
         selections.append(time.perf_counter() - between)
-        scores = scores or dict(zip(vertices, answer.scores[0].tolist(), strict=True))
+        scores = scores or answer.totals()
         theta = moved
     return {"gradients": gradients, "selections": selections, "once": once, "scores": scores}
 

@@ -42,7 +42,7 @@ def merge(method: str, place: str, *, pool: int, blocks: int, width: int) -> dic
     register_all()
     given: dict[str, Any] = {}
     if method == FRANK_WOLFE:
-        given = {"iterations": 2, "samples": IMAGES, "batch_size": IMAGES}
+        given = {"iterations": 2, "samples": IMAGES}
         given["data"] = models.NoiseTasks.of(models.encoder(blocks, width), TASKS, IMAGES, labels=True)
     before = measuring.anonymous_memory()
     base, experts = models.load(Path(place), pool)
