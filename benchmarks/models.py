@@ -166,7 +166,7 @@ class NoiseTasks:
         return normalize(features.float(), dim=1)
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
+        self, *, images_per_task: int, steps: int, seed: int, keep: int | float | None = None
     ) -> Iterator[Mapping[str, Examples]]:
         """Yield the given images, once a step."""
         for _ in range(steps):

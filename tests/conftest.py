@@ -21,12 +21,12 @@ class GivenData:
     heads: Mapping[str, Tensor]
     encode: Callable[[Mapping[str, Tensor], Tensor], Tensor]
     given: list[dict[str, Tensor]]
-    asked: list[dict[str, float]] = field(default_factory=list)
+    asked: list[dict[str, int | float | None]] = field(default_factory=list)
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
+        self, *, images_per_task: int, steps: int, seed: int, keep: int | float | None = None
     ) -> Iterator[Mapping[str, Tensor]]:
-        self.asked.append({"images_per_task": images_per_task, "steps": steps, "seed": seed, "share": share})
+        self.asked.append({"images_per_task": images_per_task, "steps": steps, "seed": seed, "keep": keep})
         return iter(self.given)
 
 

@@ -77,6 +77,14 @@ class FakeSuite:
         features = torch.nn.functional.linear(flat, weights["layer.weight"], weights["layer.bias"]).tanh()
         return torch.nn.functional.normalize(features, dim=1)
 
+    @property
+    def computing(self) -> tuple[Callable[..., Any], ...]:
+        return (self.encode,)
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        return torch.float32
+
     def with_expert_seed(self, seed: int) -> "FakeSuite":
         if seed == 0:
             return self

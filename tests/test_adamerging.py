@@ -22,7 +22,7 @@ from mergekit_lite.methods import (
 from mergekit_lite.methods.shared.adapting import coefficient_gradient, effective
 from mergekit_lite.methods.shared.bank import Bank
 from mergekit_lite.methods.shared.objectives import loss_and_gradient, mean_entropy
-from mergekit_lite.methods.ties import agreeing, elect_signs, trim
+from mergekit_lite.methods.ties import keep_agreeing
 
 METHODS = {
     1: task_wise_adamerging,
@@ -79,7 +79,7 @@ def test_the_coefficient_gradient_is_the_one_that_autograd_finds(columns: int, c
     loss.backward()
 
     bank = Bank.of(pico.base, pico.experts)
-    measured, gradients = loss_and_gradient(data, bank.merged(effective(raw, clamp)), data.given[0])
+    measured, gradients = loss_and_gradient(data, bank.merged(effective(raw, clamp)), data.given[0], "entropy")
     gradient = coefficient_gradient(bank, raw, gradients, clamp)
     assert measured == pytest.approx(loss.item(), rel=1e-12)
     assert expected.grad is not None
@@ -114,7 +114,7 @@ def test_five_steps_equal_plain_autograd(columns: int, clamp: bool, initial: flo
     merged = METHODS[columns](
         pico.base, pico.experts, data, steps=5, learning_rate=1e-2, initial=initial, clamp=clamp, seed=7, share=0.5
     )
-    assert data.asked == [{"images_per_task": 32, "steps": 5, "seed": 7, "share": 0.5}]
+    assert data.asked == [{"images_per_task": 32, "steps": 5, "seed": 7, "keep": 0.5}]
     assert merged.trace["loss"] == pytest.approx(losses, rel=1e-10)
     used = raw.detach().clamp(0, 1) if clamp else raw.detach()
     found = torch.tensor(merged.trace["coefficients"]["values"], dtype=torch.float64)
@@ -188,9 +188,9 @@ def test_the_plus_variants_adapt_task_vectors_processed_by_ties(columns: int, pi
     data = pico.data(steps=3)
     plus = {1: task_wise_adamerging_plus, 4: layer_wise_adamerging_plus}[columns]
     merged = plus(pico.base, pico.experts, data, steps=3, density=0.4)
-    trimmed = trim(Bank.of(pico.base, pico.experts).vectors, 0.4)
-    kept = agreeing(trimmed, elect_signs(trimmed))
-    assert 0 < (kept != 0).sum() < (trimmed != 0).sum()
+    kept = Bank.of(pico.base, pico.experts).vectors
+    keep_agreeing(kept, 0.4)
+    assert 0 < kept.count_nonzero() < 0.4 * kept.numel()
     columns_of = Bank.of(pico.base, pico.experts).columns
     processed = {
         task: {key: start + row[columns_of[key]].view(start.shape) for key, start in pico.base.items()}
@@ -215,7 +215,7 @@ def test_with_labels_the_loss_is_the_cross_entropy_and_its_gradient_that_of_auto
     )
     assert isinstance(expected, Tensor)
     batch = {task: (images, labels[task]) for task, images in data.given[0].items()}
-    loss, gradients = loss_and_gradient(data, pico.base, batch)
+    loss, gradients = loss_and_gradient(data, pico.base, batch, "cross-entropy")
     assert loss == pytest.approx(expected.item(), rel=1e-12)
     exact(gradients, dict(zip(leaves, torch.autograd.grad(expected, list(leaves.values())), strict=True)))
 
@@ -223,7 +223,7 @@ def test_with_labels_the_loss_is_the_cross_entropy_and_its_gradient_that_of_auto
 def test_the_loss_of_one_task_needs_that_task_only(pico: Pico) -> None:
     data = pico.data(steps=1)
     images = data.given[0]["signs"]
-    loss, _ = loss_and_gradient(data, pico.base, {"signs": images}, tasks=["signs"])
+    loss, _ = loss_and_gradient(data, pico.base, {"signs": images}, "entropy", tasks=["signs"])
     assert loss == pytest.approx(mean_entropy(data.encode(pico.base, images), pico.heads["signs"]).item(), rel=1e-12)
 
 
@@ -274,21 +274,24 @@ def spoilt(pico: Pico, steps: int, bad: int, how: str) -> GivenData:
 def test_a_loss_that_becomes_nan_keeps_the_best_coefficients(how: str, what: str, pico: Pico) -> None:
     data = spoilt(pico, 6, 5, how)
     lowest: list[dict[str, Tensor]] = []
-    with pytest.warns(RuntimeWarning, match=rf"The optimisation stopped at step 5: {what}.* those of the lowest loss"):
+    with pytest.warns(RuntimeWarning, match=rf"^Stopped at step 5: {what}.* lowest loss") as caught:
         merged = layer_wise_adamerging(
             pico.base, pico.experts, data, steps=6, watch=lambda _, weights: lowest.append(weights)
         )
+    assert caught[0].filename == __file__
     losses = merged.trace["loss"]
     assert len(losses) == 4
     best = losses.index(min(losses))
-    assert f"Kept are the coefficients of step {best + 1}, " in merged.trace["stopped"]
+    assert f"Kept is the state of step {best + 1}, " in merged.trace["stopped"]
     exact(merged.weights, lowest[best])  # watched before that step's update
     json.dumps(merged.trace, allow_nan=False)
 
 
 def test_a_loss_that_is_nan_from_the_start_keeps_the_initial_coefficients(pico: Pico) -> None:
     data = spoilt(pico, 2, 1, "loss")
-    with pytest.warns(RuntimeWarning, match=r"stopped at step 1: the loss became nan\. The initial coefficients"):
+    with pytest.warns(
+        RuntimeWarning, match=r"Stopped at step 1: the loss became nan\. Kept is the state of the start\."
+    ):
         merged = task_wise_adamerging(pico.base, pico.experts, data, steps=2)
     assert merged.trace["loss"] == []
     assert merged.trace["coefficients"]["values"] == [[0.3]] * 3
@@ -304,6 +307,14 @@ def test_images_that_do_not_match_the_heads_are_clear_errors(pico: Pico) -> None
     )
     with pytest.raises(KitError, match=message):
         layer_wise_adamerging(pico.base, pico.experts, data, steps=1)
+
+
+@pytest.mark.parametrize("merge", [*METHODS.values(), task_wise_adamerging_plus, layer_wise_adamerging_plus])
+def test_the_cross_entropy_is_not_taken_for_the_entropy_where_labels_are_missing(
+    merge: Callable[..., Merged], pico: Pico
+) -> None:
+    with pytest.raises(KitError, match=r"'digits' have no labels.* objective 'cross-entropy'\. .* 'labelled train'"):
+        merge(pico.base, pico.experts, pico.data(steps=1), steps=1, objective="cross-entropy")
 
 
 def test_too_few_batches_are_a_clear_error(pico: Pico) -> None:

@@ -185,7 +185,7 @@ class TwoLayers:
         return {"fc.weight": patches.flatten(0, 1), "out.weight": hidden.flatten(0, 1)}
 
     def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
+        self, *, images_per_task: int, steps: int, seed: int, keep: int | float | None = None
     ) -> Iterator[Mapping[str, Tensor]]:
         return iter([{task: images[:images_per_task] for task, images in self.pictures.items()}] * steps)
 

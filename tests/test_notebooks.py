@@ -1,6 +1,5 @@
 """The notebooks: templates without outputs, parameters that papermill reads, and a smoke run from end to end."""
 
-import json
 import math
 import re
 import tomllib
@@ -12,10 +11,9 @@ import nbformat
 import papermill
 import pytest
 
-from mergekit_lite import study
 from mergekit_lite.pipeline.profiles import Profile, load
 from mergekit_lite.pipeline.promotion import promote
-from mergekit_lite.pipeline.runner import check_parameters, notebook_parameters, run_profile
+from mergekit_lite.pipeline.runner import check_parameters, notebook_parameters, run_of, run_profile
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -116,39 +114,10 @@ def eight_tasks_and_ablations(name: str) -> list[tuple[str, Profile]]:
     return [("eight_tasks", load(name, ROOT)), ("ablations_and_cost", load(seeds, ROOT))]
 
 
-class Asked(Exception):
-    """What a notebook hands to its first `study.run`."""
-
-
-def asked(notebook: str, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Return the cells of a notebook's first study; code that only shows things is left out."""
-
-    def stop(suite: Any, cells: Any, **settings: Any) -> None:
-        raise Asked(cells)
-
-    monkeypatch.setattr(study, "run", stop)
-    names: dict[str, Any] = {}
-    try:
-        for cell in cells(ROOT / "notebooks" / f"{notebook}.ipynb", "code"):
-            if "hide-input" not in tags(cell):
-                exec(compile(cell.source, notebook, "exec"), names)
-            if "parameters" in tags(cell):
-                names.update(parameters)
-    except Asked as found:
-        return {json.dumps(cell.model_dump(), sort_keys=True) for cell in found.args[0].values()}
-    raise AssertionError(f"{notebook} has no study")
-
-
-@pytest.mark.skipif(not BASE.exists(), reason="there are no base weights: run mergekit-lite pretrain miniature")
-@pytest.mark.parametrize("name", ["smoke", "miniature"])
-def test_ablations_ask_what_eight_tasks_asked_so_that_records_are_shared(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    eight, ablations = (
-        asked(notebook, check_parameters(profile, notebook, ROOT), monkeypatch)
-        for notebook, profile in eight_tasks_and_ablations(name)
-    )
-    assert eight < ablations
+def test_ablations_ask_what_eight_tasks_asked_so_that_records_are_shared() -> None:
+    runs = [run_of(ROOT / "book" / "executed" / f"{name}.ipynb") for name in ("eight_tasks", "ablations_and_cost")]
+    asked, more = (set(run["records"]) for run in runs)
+    assert asked < more
 
 
 @pytest.mark.parametrize("name", sorted({name.removesuffix("-seeds") for name in PROFILES}))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mergekit_lite import machine
 from mergekit_lite.errors import KitError
+from mergekit_lite.methods.registry import Objective
 from mergekit_lite.methods.shared import objectives
 from mergekit_lite.methods.shared.objectives import loss_and_gradient
 
@@ -48,10 +49,11 @@ def test_the_gradient_does_not_depend_on_how_many_images_go_together(
 ) -> None:
     pairs = labelled(pico, SIZES)
     batch: Any = pairs if with_labels else {task: images for task, (images, _) in pairs.items()}
-    whole_loss, whole = loss_and_gradient(Small(pico), pico.base, batch)  # type: ignore[arg-type]
+    objective: Objective = "cross-entropy" if with_labels else "entropy"
+    whole_loss, whole = loss_and_gradient(Small(pico), pico.base, batch, objective)  # type: ignore[arg-type]
     monkeypatch.setattr(objectives, "_first_size", lambda image: size)
     data = Small(pico)
-    loss, gradient = loss_and_gradient(data, pico.base, batch)  # type: ignore[arg-type]
+    loss, gradient = loss_and_gradient(data, pico.base, batch, objective)  # type: ignore[arg-type]
     assert loss == pytest.approx(whole_loss, rel=1e-12)
     assert gradient.keys() == whole.keys()
     assert all(torch.allclose(gradient[name], whole[name], rtol=1e-10, atol=1e-14) for name in whole)
@@ -65,7 +67,7 @@ def test_images_of_a_task_stay_together_if_they_fit(
 ) -> None:
     monkeypatch.setattr(objectives, "_first_size", lambda image: size)
     data = Small(pico)
-    loss_and_gradient(data, pico.base, labelled(pico, SIZES))  # type: ignore[arg-type]
+    loss_and_gradient(data, pico.base, labelled(pico, SIZES), "cross-entropy")  # type: ignore[arg-type]
     assert data.given == given
 
 
@@ -77,18 +79,44 @@ def test_small_images_go_together_on_a_cpu_and_large_ones_do_not() -> None:
 
 def test_what_does_not_fit_is_halved_until_it_does_and_that_is_remembered(pico: Pico) -> None:
     batch = labelled(pico, SIZES)
-    expected, whole = loss_and_gradient(Small(pico), pico.base, batch)  # type: ignore[arg-type]
+    expected, whole = loss_and_gradient(Small(pico), pico.base, batch, "cross-entropy")  # type: ignore[arg-type]
     data = Small(pico, room=4)
-    loss, gradient = loss_and_gradient(data, pico.base, batch)  # type: ignore[arg-type]
+    loss, gradient = loss_and_gradient(data, pico.base, batch, "cross-entropy")  # type: ignore[arg-type]
     assert loss == pytest.approx(expected, rel=1e-12)
     assert all(torch.allclose(gradient[name], whole[name], rtol=1e-10, atol=1e-14) for name in whole)
     assert data.given[:2] == [15, 4]  # all of them, then 7 at most, of which 4 are those of the first task
     data.given.clear()
-    loss_and_gradient(data, pico.base, batch)  # type: ignore[arg-type]
+    loss_and_gradient(data, pico.base, batch, "cross-entropy")  # type: ignore[arg-type]
     assert max(data.given) <= 4
 
 
 @pytest.mark.parametrize("sizes", [SIZES, {"digits": 1}])
 def test_a_single_image_that_does_not_fit_is_worded(pico: Pico, sizes: dict[str, int]) -> None:
+    batch = labelled(pico, sizes)
     with pytest.raises(KitError, match="not enough memory on 'cpu' for the gradient of a single image"):
-        loss_and_gradient(Small(pico, room=0), pico.base, labelled(pico, sizes), list(sizes))  # type: ignore[arg-type]
+        loss_and_gradient(Small(pico, room=0), pico.base, batch, "cross-entropy", tasks=sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("together", [1, 2, 4, 5])
+def test_tasks_take_turns_with_few_images_each_and_weigh_the_same(pico: Pico, together: int) -> None:
+    batch = labelled(pico, SIZES)
+    whole_loss, whole = loss_and_gradient(Small(pico), pico.base, batch, "cross-entropy")  # type: ignore[arg-type]
+    data = Small(pico)
+    loss, gradient = loss_and_gradient(data, pico.base, batch, "cross-entropy", together=together)  # type: ignore[arg-type]
+    assert loss == pytest.approx(whole_loss, rel=1e-12)
+    assert all(torch.allclose(gradient[name], whole[name], rtol=1e-10, atol=1e-14) for name in whole)
+    passes = {1: [3, 3, 3, 3, 2, 1], 2: [6, 6, 3], 4: [12, 3], 5: [14, 1]}
+    assert data.given == passes[together]
+
+
+@pytest.mark.parametrize(
+    ("objective", "has", "kind"), [("entropy", "labels", "unlabelled test"), ("cross-entropy", "no labels", "labelled")]
+)
+def test_an_objective_that_the_data_does_not_go_with_is_refused(
+    pico: Pico, objective: Objective, has: str, kind: str
+) -> None:
+    pairs = labelled(pico, SIZES)
+    batch: Any = pairs if objective == "entropy" else {task: images for task, (images, _) in pairs.items()}
+    message = rf"images of 'digits' have {has}, which does not go with the objective '{objective}'.*kind '{kind}"
+    with pytest.raises(KitError, match=message):
+        loss_and_gradient(Small(pico), pico.base, batch, objective)  # type: ignore[arg-type]

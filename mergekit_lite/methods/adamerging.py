@@ -17,21 +17,23 @@ from mergekit_lite.methods.registry import (
     Watch,
     method,
 )
-from mergekit_lite.methods.shared.adapting import adapt, effective
+from mergekit_lite.methods.shared.adapting import adam, adapt, effective
 from mergekit_lite.methods.shared.bank import Bank
+from mergekit_lite.methods.shared.stopping import warn_if_stopped
 from mergekit_lite.methods.ties import keep_agreeing
+from mergekit_lite.weights import Pool
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"clamp": True, "steps": 500, "images_per_task": 32},
     "fusionbench": {"clamp": False, "steps": 1000, "images_per_task": 16},
 }
-"""Parameters as the authors' code has them (two batches of 16 a task and step), and as FusionBench 0.2.33 has them."""
+"""Parameters as the authors' code (two batches of 16 per task and step) and as FusionBench 0.2.33 have them."""
 
 
 @method(title="Task-wise AdaMerging", cite="yang2024adamerging", access=Access.UNLABELLED)
 def task_wise_adamerging(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     data: TaskData,
     *,
     steps: Steps = 500,
@@ -44,25 +46,23 @@ def task_wise_adamerging(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Merged:
-    r"""Learn one coefficient an expert: :math:`\theta = \theta_0 + \sum_k \lambda_k \tau_k`.
+    r"""Learn one coefficient per expert: :math:`\theta = \theta_0 + \sum_k \lambda_k \tau_k`.
 
     Yang et al. 2024, section 3.2. See `layer_wise_adamerging` for arguments, defaults, errors and trace; here the
     coefficients in the trace have one column, named "all", and "path" holds them as used before the first and after
     each step, [step][expert].
     """
-    bank = Bank.of(base, experts)
-    raw = bank.vectors.new_full((len(experts), 1), initial)
-    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, share=share)
-    trace = adapt(
-        bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch, path=True
-    )
-    return _merged(bank, raw, base, ["all"], trace, clamp=clamp)
+    return _learn(
+        base, experts, data, layers=False, density=None, steps=steps, learning_rate=learning_rate,
+        images_per_task=images_per_task, share=share, initial=initial, clamp=clamp, objective=objective, seed=seed,
+        watch=watch,
+    )  # fmt: skip
 
 
 @method(title="Task-wise AdaMerging++", cite="yang2024adamerging", access=Access.UNLABELLED)
 def task_wise_adamerging_plus(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     data: TaskData,
     *,
     density: Share = 0.2,
@@ -76,25 +76,22 @@ def task_wise_adamerging_plus(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Merged:
-    r"""Learn one coefficient an expert for task vectors that TIES has trimmed and made to agree.
+    r"""Learn one coefficient per expert for task vectors that TIES has trimmed and made to agree.
 
     Yang et al. 2024, section 3.2: :math:`\theta = \theta_0 + \sum_k \lambda_k \phi(\tau_k)`, the processed vectors
     :math:`\phi(\tau_k)` kept apart. See `layer_wise_adamerging`; `density` is as in `ties_merging`.
     """
-    bank = Bank.of(base, experts)
-    keep_agreeing(bank.vectors, density)
-    raw = bank.vectors.new_full((len(experts), 1), initial)
-    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, share=share)
-    trace = adapt(
-        bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch, path=True
-    )
-    return _merged(bank, raw, base, ["all"], trace, clamp=clamp)
+    return _learn(
+        base, experts, data, layers=False, density=density, steps=steps, learning_rate=learning_rate,
+        images_per_task=images_per_task, share=share, initial=initial, clamp=clamp, objective=objective, seed=seed,
+        watch=watch,
+    )  # fmt: skip
 
 
 @method(title="Layer-wise AdaMerging", cite="yang2024adamerging", access=Access.UNLABELLED)
 def layer_wise_adamerging(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     data: TaskData,
     *,
     steps: Steps = 500,
@@ -107,7 +104,7 @@ def layer_wise_adamerging(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Merged:
-    r"""Learn one coefficient an expert and tensor: :math:`\theta^l = \theta_0^l + \sum_k \lambda_k^l \tau_k^l`.
+    r"""Learn one coefficient per expert and tensor: :math:`\theta^l = \theta_0^l + \sum_k \lambda_k^l \tau_k^l`.
 
     Yang et al. 2024, section 3.2; a "layer" is one parameter tensor, as in the authors' code. Adam minimises the sum
     over tasks of the mean loss. The tasks adapted to are those of `data.heads`; the pool may be another. Defaults are
@@ -124,32 +121,32 @@ def layer_wise_adamerging(
         initial: value that every coefficient starts from.
         clamp: hold the coefficients in [0, 1] in the forward pass. FusionBench does not.
         objective: "entropy" of predictions on unlabelled test images, or "cross-entropy" on labelled training images,
-            which the paper compares it with. It decides what `data` is asked for.
+            which the paper compares it with. It decides what `data` holds.
         seed: which images are drawn when.
         watch: called with step and merged weights before the first and after each step.
 
     Returns:
-        The merged weights; the trace has "loss" (one value a step, measured before the step's update), "coefficients"
+        The merged weights; the trace has "loss" (one value per step, measured before the step's update), "coefficients"
         ("experts", "tensors", and "values" as used, [expert][tensor]), and "stopped" if the optimisation ended early.
 
     Raises:
         KitError: an empty pool, experts that do not fit the base, NaN or infinite weights, a parameter out of range, or
-            images that do not match the heads.
+            images that do not match the heads or the objective.
 
     Warns:
         RuntimeWarning: loss or gradient became NaN or infinite; the coefficients of the lowest loss so far are kept.
     """
-    bank = Bank.of(base, experts)
-    raw = bank.vectors.new_full((len(experts), len(bank.shapes)), initial)
-    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, share=share)
-    trace = adapt(bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch)
-    return _merged(bank, raw, base, list(bank.shapes), trace, clamp=clamp)
+    return _learn(
+        base, experts, data, layers=True, density=None, steps=steps, learning_rate=learning_rate,
+        images_per_task=images_per_task, share=share, initial=initial, clamp=clamp, objective=objective, seed=seed,
+        watch=watch,
+    )  # fmt: skip
 
 
 @method(title="Layer-wise AdaMerging++", cite="yang2024adamerging", access=Access.UNLABELLED)
 def layer_wise_adamerging_plus(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     data: TaskData,
     *,
     density: Share = 0.2,
@@ -163,23 +160,46 @@ def layer_wise_adamerging_plus(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Merged:
-    r"""Learn one coefficient an expert and tensor for task vectors that TIES has trimmed and made to agree.
+    r"""Learn one coefficient per expert and tensor for task vectors that TIES has trimmed and made to agree.
 
     Yang et al. 2024, section 3.2. See `task_wise_adamerging_plus` and `layer_wise_adamerging`.
     """
-    bank = Bank.of(base, experts)
-    keep_agreeing(bank.vectors, density)
-    raw = bank.vectors.new_full((len(experts), len(bank.shapes)), initial)
-    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, share=share)
-    trace = adapt(bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=clamp, watch=watch)
-    return _merged(bank, raw, base, list(bank.shapes), trace, clamp=clamp)
+    return _learn(
+        base, experts, data, layers=True, density=density, steps=steps, learning_rate=learning_rate,
+        images_per_task=images_per_task, share=share, initial=initial, clamp=clamp, objective=objective, seed=seed,
+        watch=watch,
+    )  # fmt: skip
 
 
-def _merged(
-    bank: Bank, raw: Tensor, base: Mapping[str, Tensor], tensors: list[str], trace: dict[str, Any], *, clamp: bool
+def _learn(
+    base: Mapping[str, Tensor],
+    experts: Pool,
+    data: TaskData,
+    *,
+    layers: bool,
+    density: float | None,
+    steps: int,
+    learning_rate: float,
+    images_per_task: int,
+    share: float,
+    initial: float,
+    clamp: bool,
+    objective: Objective,
+    seed: int,
+    watch: Watch | None,
 ) -> Merged:
-    """Return the merge with the final coefficients, in the base's dtypes, and write these into the trace."""
+    """Learn one coefficient per expert, and per tensor if `layers`; with a `density`, for what TIES leaves of them."""
+    bank = Bank.of(base, experts)
+    if density is not None:
+        keep_agreeing(bank.vectors, density)
+    raw = bank.vectors.new_full((len(experts), len(bank.shapes) if layers else 1), initial)
+    batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, keep=share)
+    trace = adapt(
+        bank, raw, data, batches, adam(raw, learning_rate), objective=objective, steps=steps, clamp=clamp, watch=watch,
+        path=not layers,
+    )  # fmt: skip
+    warn_if_stopped(trace)
     final = effective(raw, clamp)
+    tensors = list(bank.shapes) if layers else ["all"]
     trace["coefficients"] = {"experts": list(bank.experts), "tensors": tensors, "values": final.tolist()}
-    weights = {name: tensor.to(base[name].dtype) for name, tensor in bank.merged(final).items()}
-    return Merged(weights, trace=trace)
+    return Merged({name: tensor.to(base[name].dtype) for name, tensor in bank.merged(final).items()}, trace=trace)

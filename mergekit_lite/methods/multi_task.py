@@ -1,7 +1,5 @@
 """Traditional multi-task training: one encoder, all tasks' labelled images, no merging."""
 
-import math
-import warnings
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -9,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Count, Merged, Positive, Steps, TaskData, Watch, method
+from mergekit_lite.methods.shared.adapting import check_steps
 from mergekit_lite.methods.shared.objectives import loss_and_gradient
-from mergekit_lite.weights import is_finite, working_dtype
+from mergekit_lite.methods.shared.stopping import Kept, unsound, warn_if_stopped
+from mergekit_lite.weights import Pool, working_dtype
 
 
 @method(title="Traditional multi-task training", cite="", access=Access.LABELLED, smallest_pool=0)
 def multi_task_training(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     data: TaskData,
     *,
     steps: Steps = 4000,
@@ -43,7 +42,7 @@ def multi_task_training(
         watch: called with step and weights before the first and after each step.
 
     Returns:
-        The trained weights, in the base's dtypes; the trace has "loss" (one value a step, measured before the step's
+        The trained weights, in the base's dtypes; the trace has "loss" (one value per step, measured before the step's
         update), and "stopped" if training ended early.
 
     Raises:
@@ -51,34 +50,31 @@ def multi_task_training(
             parameter out of range.
 
     Warns:
-        RuntimeWarning: loss or gradient became NaN or infinite; the weights before the last step are kept.
+        RuntimeWarning: loss or gradient became NaN or infinite; the weights of the lowest loss so far are kept.
     """
     weights = {name: start.detach().to(working_dtype(start), copy=True) for name, start in base.items()}
     optimiser = torch.optim.Adam(weights.values(), lr=learning_rate, betas=(0.9, 0.999))
     losses: list[float] = []
     trace: dict[str, Any] = {"loss": losses}
-    sound = base  # the last weights whose loss and gradient were finite
+    kept: Kept[Mapping[str, Tensor]] = Kept(base)
     if watch:
         watch(0, weights)
     batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed)
     for step, batch in enumerate(islice(batches, steps), 1):
-        loss, gradients = loss_and_gradient(data, weights, batch)
-        if not (math.isfinite(loss) and all(map(is_finite, gradients.values()))):
-            trace["stopped"] = (
-                f"The training stopped at step {step}: loss or gradient became NaN or infinite. Kept are the weights "
-                f"of step {max(step - 2, 0)}."
-            )
-            warnings.warn(trace["stopped"], RuntimeWarning, stacklevel=3)
-            return Merged(_like(base, sound), trace=trace)
+        loss, gradients = loss_and_gradient(data, weights, batch, "cross-entropy")
+        if reason := unsound(loss, gradients.values()):
+            trace["stopped"] = kept.stopped(f"step {step}", reason)
+            warn_if_stopped(trace)
+            return Merged(_like(base, kept.state), trace=trace)
         losses.append(loss)
-        sound = {name: tensor.clone() for name, tensor in weights.items()}
+        if loss < kept.loss:
+            kept = Kept({name: tensor.clone() for name, tensor in weights.items()}, loss, f"step {step}")
         for name, tensor in weights.items():
             tensor.grad = gradients.get(name)
         optimiser.step()
         if watch:
             watch(step, weights)
-    if len(losses) < steps:
-        raise KitError(f"The data gave {len(losses)} batches for {steps} steps. Ask for fewer steps or give more.")
+    check_steps(len(losses), steps)
     return Merged(_like(base, weights), trace=trace)
 
 

@@ -1,6 +1,7 @@
-"""A grid of cells to records."""
+"""A grid of cells to records: `run` answers each cell, and keeps its record under a key."""
 
-from mergekit_lite.study.grid import adapted_to, cell_key, compute, run
+from mergekit_lite.study.grid import run
+from mergekit_lite.study.keys import cell_key
 from mergekit_lite.study.records import Cell, CurvePoint, Record
 
-__all__ = ["Cell", "CurvePoint", "Record", "adapted_to", "cell_key", "compute", "run"]
+__all__ = ["Cell", "CurvePoint", "Record", "cell_key", "run"]

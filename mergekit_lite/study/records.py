@@ -87,7 +87,8 @@ class Record(BaseModel):
 
     `accuracy` is in percent per task. `seconds` holds ``merge`` (merging and adapting) and ``evaluate`` (all measuring,
     the curve's included). `peak_memory_mib` is the most memory held at once while the cell was computed: that of the
-    GPU's tensors on a GPU, else that of the whole process.
+    GPU's tensors on a GPU, else that of the whole process. `images` counts the images that the method was shown while
+    it merged, one that was seen twice twice, and `labels` those that came with a label; evaluating does not count.
     """
 
     # NaN in a trace stays NaN: JSON's null would come back as None and break the arithmetic of whoever plots it.
@@ -102,6 +103,8 @@ class Record(BaseModel):
     accuracy: dict[str, Percent]
     seconds: dict[str, float]
     peak_memory_mib: float
+    images: int = 0
+    labels: int = 0
     trace: dict[str, Any] = {}
     curve: list[CurvePoint] = []
     provenance: Provenance

@@ -2,75 +2,89 @@
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Examples, LayerData
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite, Which
 
 
-def seen(suite: "Suite", tasks: Sequence[str], access: Access) -> LayerData:
+class Shown(LayerData, Protocol):
+    """What a method may see, and how much of it was handed out: images, and labels with them, twice seen counts two."""
+
+    images: int
+    labels: int
+
+
+def shown(suite: "Suite", tasks: Sequence[str], access: Access) -> Shown:
     """Return the images of `tasks` as a method with this data access may see them.
 
     Unlabelled images are *test* images: AdaMerging (section 3.2) adapts to the very images that it is then tested on.
     Calibration inputs are training images without labels, and labelled ones are training images too.
     """
-    return _Seen(suite, tuple(tasks), access)
+    which: Which = "test" if access is Access.UNLABELLED else "train"
+
+    # The class is in here so that no attribute leads to the suite, which holds the labels of the test split. Whoever
+    # looks into the closures of its functions finds them all the same: Python keeps honest methods honest, no others.
+    class Data:
+        def __init__(self) -> None:
+            self.heads = {task: suite.heads[task].to(suite.device, copy=True) for task in tasks}
+            self.images = self.labels = 0
+
+        def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+            return suite.encode(weights, images)
+
+        def inputs(self, weights: Mapping[str, Tensor], images: Tensor) -> Mapping[str, Tensor]:
+            return suite.layer_inputs(weights, images)
+
+        def batches(
+            self, *, images_per_task: int, steps: int, seed: int, keep: int | float | None = None
+        ) -> Iterator[Mapping[str, Examples]]:
+            if access is Access.NONE:
+                raise KitError("A method with data access 'none' asked for images. Register it with the access it has.")
+            splits = {task: suite.split(task, which) for task in tasks}
+            rows = {task: _rows(len(split.labels), task, images_per_task, seed, keep) for task, split in splits.items()}
+            for _ in range(steps):
+                batch: dict[str, Examples] = {}
+                for task, split in splits.items():
+                    some = next(rows[task])
+                    # indexing with a list copies: torch must not write to a read-only memory map
+                    images = torch.from_numpy(split.images[some]).to(suite.device)
+                    batch[task] = images
+                    self.images += len(some)
+                    if access is Access.LABELLED:
+                        batch[task] = images, torch.from_numpy(split.labels[some]).to(suite.device)
+                        self.labels += len(some)
+                yield batch
+
+    return Data()
 
 
-@dataclass(frozen=True)
-class _Seen:
-    suite: "Suite"
-    tasks: tuple[str, ...]
-    access: Access
-
-    @property
-    def heads(self) -> Mapping[str, Tensor]:
-        return {task: self.suite.heads[task].to(self.suite.device) for task in self.tasks}
-
-    def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        return self.suite.encode(weights, images)
-
-    def inputs(self, weights: Mapping[str, Tensor], images: Tensor) -> Mapping[str, Tensor]:
-        return self.suite.layer_inputs(weights, images)
-
-    def batches(
-        self, *, images_per_task: int, steps: int, seed: int, samples: int | None = None, share: float = 1.0
-    ) -> Iterator[Mapping[str, Examples]]:
-        which: Which = "test" if self.access is Access.UNLABELLED else "train"
-        splits = {task: self.suite.split(task, which) for task in self.tasks}
-        parts = {task: max(1, round(share * len(split.labels))) for task, split in splits.items()}
-        sizes = {task: images_per_task if share == 1 else min(images_per_task, part) for task, part in parts.items()}
-        orders = {
-            task: _order(len(split.labels), task, seed, samples if share == 1 else parts[task])
-            for task, split in splits.items()
-        }
-        for _ in range(steps):
-            batch: dict[str, Examples] = {}
-            for task, split in splits.items():
-                rows = [next(orders[task]) for _ in range(sizes[task])]
-                # indexing with a list copies: torch must not write to a read-only memory map
-                images = torch.from_numpy(split.images[rows]).to(self.suite.device)
-                labels = torch.from_numpy(split.labels[rows]).to(self.suite.device)
-                batch[task] = (images, labels) if self.access is Access.LABELLED else images
-            yield batch
+def _rows(count: int, task: str, size: int, seed: int, keep: int | float | None) -> Iterator[list[int]]:
+    """Yield the image numbers of one batch after another, for ever; see `TaskData.batches`."""
+    if isinstance(keep, float):
+        keep = max(1, round(keep * count)) if keep < 1 else None
+    order = _order(count, task, seed, keep)
+    size = min(size, count, keep or count)
+    while True:
+        yield [next(order) for _ in range(size)]
 
 
-def _order(count: int, task: str, seed: int, samples: int | None) -> Iterator[int]:
+def _order(count: int, task: str, seed: int, kept: int | None) -> Iterator[int]:
     """Yield image numbers for ever: one shuffled epoch after another, so that each image is seen equally often.
 
     The order depends on the task's name and the seed only: adding a task to a pool leaves the others' batches alone.
-    Of `samples` images, the same ones come again in the same order.
+    Where only some are `kept`, these come again in the same order.
     """
     generator = np.random.default_rng([seed, zlib.crc32(task.encode())])
-    if samples is not None:
-        yield from cycle(generator.permutation(count)[:samples].tolist())
+    if kept is not None:
+        yield from cycle(generator.permutation(count)[:kept].tolist())
     while True:
         yield from generator.permutation(count).tolist()

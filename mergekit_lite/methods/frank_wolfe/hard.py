@@ -1,7 +1,5 @@
 """Hard FW-Merging: in each iteration one step towards the one vertex that the gradient favours (Chen et al. 2025)."""
 
-import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,38 +8,38 @@ from torch import Tensor
 from mergekit_lite.methods.frank_wolfe.gradient import (
     Sampling,
     chosen,
-    is_sound,
+    drawn,
     iteration_seed,
     mean_gradient,
     starting_point,
-    stop_message,
     vertex_pool,
 )
-from mergekit_lite.methods.frank_wolfe.oracle import Granularity, Models, Oracle, Selection, assembled, norms, select
-from mergekit_lite.methods.registry import (
-    Access,
-    Count,
-    Merged,
-    Objective,
-    Positive,
-    Share,
-    Steps,
-    TaskData,
-    Watch,
-    method,
+from mergekit_lite.methods.frank_wolfe.oracle import (
+    Comparison,
+    Granularity,
+    Oracle,
+    Patchwork,
+    Pick,
+    compare,
+    duality_gap,
+    norms,
 )
-from mergekit_lite.methods.ties import whole_cutoff
-from mergekit_lite.weights import Weights, difference
+from mergekit_lite.methods.registry import Access, Count, Merged, Objective, Positive, Steps, TaskData, Watch, method
+from mergekit_lite.methods.shared.stopping import Kept, unsound, warn_if_stopped
+from mergekit_lite.methods.ties import cutoff
+from mergekit_lite.weights import Pool, Weights, difference
 
 MergeFunction = Literal["task_arithmetic", "ties_merging"]
+
+DENSITY = 0.2
+"""Share of a step's entries that TIES keeps, as in `ties_merging`."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {
         "oracle": "inner product",
         "granularity": "tensor",
         "iterations": 3,
-        "step_size": 1.0,
-        "scaling": 0.3,
+        "step_size": 0.3,  # 1 times a scaling of 0.3
         "include_start": False,
         "start": "task_arithmetic",
         "sampling": "fixed",
@@ -50,8 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "oracle": "cosine",
         "granularity": "tensor",
         "iterations": 3,
-        "step_size": 0.01,
-        "scaling": 0.3,
+        "step_size": 0.003,  # 0.01 times 0.3
         "include_start": True,
         "start": "layer_wise_adamerging",
         "sampling": "fresh",
@@ -60,8 +57,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "oracle": "cosine",
         "granularity": "model",
         "iterations": 10,
-        "step_size": 0.1,
-        "scaling": 0.3,
+        "step_size": 0.03,  # 0.1 times 0.3
         "include_start": True,
         "start": "task_arithmetic",
         "sampling": "fresh",
@@ -69,57 +65,51 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Parameters by source: the paper, the commands in the authors' repository, the configuration of FusionBench 0.2.33.
 
-The paper's image experiments take 3 iterations from the task-arithmetic merge (10 for language), and layer-wise choice
-suits the hard variant. Not stated, as far as known, are its step size and scaling: 1 is what the authors' language code
-has, with a scaling of 0.29 for task arithmetic. With the authors' commands for images all three steps together go
-0.65 % of the way to a vertex, so that the result hardly differs from its AdaMerging start. That start was adapted to
-unlabelled test images; here it sees what the objective allows, by default labelled training images.
+The sources have two factors, the step size and the scaling of the merge function, which act as one product: the step
+size here. The paper's image experiments take 3 iterations from the task-arithmetic merge (10 for language), and
+layer-wise choice suits the hard variant. Not stated, as far as known, are its two factors: 1 is what the authors'
+language code has, with a scaling of 0.29 for task arithmetic. With the authors' commands for images all three steps
+together go 0.65 % of the way to a vertex, so that the result hardly differs from its AdaMerging start. That start was
+adapted to unlabelled test images; here it sees what the objective allows, by default labelled training images.
+FusionBench's recipe is FusionBench's choice of vertices on its layout of the tensors only, see `oracle.compare`.
 """
 
 
 def hard_step(
     theta: Mapping[str, Tensor],
     gradient: Mapping[str, Tensor],
-    vertices: Models,
+    vertices: Pool,
     *,
     rate: float,
-    oracle: Oracle = "inner product",
     granularity: Granularity = "tensor",
     merge: MergeFunction = "task_arithmetic",
-    density: float = 0.2,
     lengths: Tensor | None = None,
-) -> tuple[Weights, Selection]:
-    r"""Return :math:`\theta + \gamma\,\phi(s - \theta)` with the vertex s that the oracle picks, and its answer.
+) -> tuple[Weights, Pick, Comparison]:
+    r"""Return :math:`\theta + \gamma\,\phi(s - \theta)`, the vertex s that was picked, and what the oracle compared.
 
     Args:
         theta: the current weights.
         gradient: of the loss there, for every tensor.
         vertices: V models; of vertices with equal scores the first one is picked.
         rate: :math:`\gamma`; up to 1 the step stays within the hull.
-        oracle: how vertices are compared.
         granularity: whether all tensors go to the same vertex.
         merge: :math:`\phi` is the identity for "task_arithmetic" and trims for "ties_merging".
-        density: share of entries that trimming keeps.
-        lengths: (V, L) from `norms`, if they are known already.
+        lengths: (V, L) from `norms`: compare vertices by cosines, not by inner products.
     """
-    answer = select(theta, [gradient], vertices, each=1, oracle=oracle, granularity=granularity, lengths=lengths)
-    return towards(theta, assembled(answer.picks[0], vertices, theta), rate, merge=merge, density=density), answer
+    answer = compare(theta, gradient, vertices, lengths)
+    (pick,) = answer.lowest(granularity)
+    return towards(theta, Patchwork(pick, vertices, theta), rate, merge), pick, answer
 
 
 def towards(
-    theta: Mapping[str, Tensor],
-    vertex: Mapping[str, Tensor],
-    rate: float,
-    *,
-    merge: MergeFunction = "task_arithmetic",
-    density: float = 0.2,
+    theta: Mapping[str, Tensor], vertex: Mapping[str, Tensor], rate: float, merge: MergeFunction = "task_arithmetic"
 ) -> Weights:
     """Return theta moved towards a vertex by `rate`, in new memory; see `hard_step`.
 
     TIES has only one vector to merge here, so that there is nothing to elect a sign against: what is left of it is to
     keep the largest entries of the difference. Such a step ends outside the hull of the models.
     """
-    least = whole_cutoff(theta, vertex, density) if merge == "ties_merging" else 0.0
+    least = cutoff(theta, vertex, DENSITY) if merge == "ties_merging" else 0.0
     moved: Weights = {}
     for name, start in theta.items():
         change = difference(vertex[name], start)
@@ -130,26 +120,23 @@ def towards(
 @method(title="FW-Merging (hard)", cite="chen2025fwmerging", access=Access.LABELLED)
 def hard_frank_wolfe(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     data: TaskData,
     *,
     iterations: Steps = 3,
     oracle: Oracle = "inner product",
     granularity: Granularity = "tensor",
-    step_size: Positive = 1.0,
-    scaling: Positive = 0.3,
+    step_size: Positive = 0.3,
     merge: MergeFunction = "task_arithmetic",
-    density: Share = 0.2,
     start: str = "task_arithmetic",
     include_start: bool = False,
     samples: Count = 100,
-    batch_size: Count = 25,
     sampling: Sampling = "fixed",
     objective: Objective = "cross-entropy",
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Merged:
-    r"""Step towards one vertex at a time: :math:`\theta_{t+1} = \theta_t + \gamma_t\,\lambda\,(s_t - \theta_t)`.
+    r"""Step towards one vertex at a time: :math:`\theta_{t+1} = \theta_t + \gamma_t\,(s_t - \theta_t)`.
 
     Chen et al. 2025, the hard variant: :math:`s_t = \arg\min_{s \in \{\theta_1, \dots, \theta_K\}} \langle g_t, s
     \rangle`, where :math:`g_t` is the gradient of the sum over tasks of the mean loss, and :math:`\gamma_t = 2/(t+2)`
@@ -166,32 +153,30 @@ def hard_frank_wolfe(
             its gradient, summed (released code). Both look at the models themselves, not at their task vectors.
         granularity: go to one "model" as a whole, or choose for each "tensor" (the paper's layer-wise variant). There a
             tensor stays if its gradient is zero but for rounding.
-        step_size: factor of :math:`\gamma_t`.
-        scaling: :math:`\lambda`, the scaling of the merge function; 1 is Frank-Wolfe proper.
-        merge: "task_arithmetic" adds the scaled difference, a step inside the hull as long as the whole factor is at
-            most 1; "ties_merging" adds its largest entries only, see `towards`.
-        density: share of the difference that TIES keeps, over the whole model; see `ties.cutoff` for the exact count.
+        step_size: factor of :math:`2/(t+2)`: the sources' step size times the scaling :math:`\lambda` of their merge
+            function; 1 is Frank-Wolfe proper. At most 1, steps stay inside the hull.
+        merge: "task_arithmetic" adds the scaled difference; "ties_merging" adds its largest entries only, see
+            `towards`.
         start: "base", or a registered method that is run with its default parameters on the same pool and data.
         include_start: make the starting point a vertex, so that the hull contains it.
         samples: images of each task that a gradient is measured on.
-        batch_size: images of each task that go through the encoder at once, a divisor of `samples`.
-        sampling: "fixed" measures every gradient on the same images (100 a task in total, as the paper counts them);
+        sampling: "fixed" measures every gradient on the same images (100 per task in total, as the paper counts them);
             "fresh" draws others for each, as the released code does.
         objective: "cross-entropy" on labelled training images, or "entropy" of predictions on unlabelled test images.
-            It decides what `data` is asked for.
+            It decides what `data` holds.
         seed: which images are drawn.
         watch: called with iteration and weights before the first and after each.
 
     Returns:
-        The merged weights. The trace has "vertices" and "tensors" (their names), "start", and a value an iteration, all
-        measured before its step, of: "loss"; "gap", the duality gap, negative only outside the hull; "descent",
+        The merged weights. The trace has "vertices" and "tensors" (their names), "start", and a value per iteration,
+        all measured before its step, of: "loss"; "gap", the duality gap, negative only outside the hull; "descent",
         :math:`\langle g, \theta - s \rangle` of the chosen vertex, which is the gap if that was chosen by inner
         product; "step", the whole factor; "chosen", a vertex, or for each tensor a vertex or None where it stayed; and
         "scores" by vertex, summed over tensors. "stopped" says why it ended early.
 
     Raises:
         KitError: an empty pool, experts that do not fit the base, NaN or infinite weights, a parameter out of range,
-            images that do not match the heads, or a start that is unknown or needs other data.
+            images that do not match the heads or the objective, or a start that is unknown or needs other data.
 
     Warns:
         RuntimeWarning: loss or gradient became NaN or infinite; the weights of the lowest loss so far are kept.
@@ -202,29 +187,28 @@ def hard_frank_wolfe(
     lengths = norms(vertices, tuple(base)) if oracle == "cosine" else None
     trace: dict[str, Any] = {"vertices": list(vertices), "tensors": list(base), "start": note}
     trace |= {key: [] for key in ("loss", "gap", "descent", "step", "chosen", "scores")}
-    lowest_loss, best = math.inf, theta
+    kept = Kept(theta)
     if watch:
         watch(0, theta)
     for t in range(iterations):
-        drawn = iteration_seed(seed, t, sampling)
-        loss, gradient = mean_gradient(data, theta, samples=samples, batch_size=batch_size, seed=drawn)
-        if not is_sound(loss, gradient):
-            theta, trace["stopped"] = best, stop_message(t, trace["loss"])
-            warnings.warn(trace["stopped"], RuntimeWarning, stacklevel=3)
+        batch = drawn(data, samples, iteration_seed(seed, t, sampling))
+        loss, gradient = mean_gradient(data, theta, batch, objective)
+        if reason := unsound(loss, gradient.values()):
+            theta, trace["stopped"] = kept.state, kept.stopped(f"iteration {t + 1}", reason)
             break
-        if loss < lowest_loss:
-            lowest_loss, best = loss, theta
-        rate = 2 / (t + 2) * step_size * scaling
-        theta, answer = hard_step(
-            theta, gradient, vertices, rate=rate, oracle=oracle, granularity=granularity, merge=merge, density=density,
-            lengths=lengths,
-        )  # fmt: skip
+        if loss < kept.loss:
+            kept = Kept(theta, loss, f"iteration {t + 1}")
+        rate = 2 / (t + 2) * step_size
+        theta, pick, answer = hard_step(
+            theta, gradient, vertices, rate=rate, granularity=granularity, merge=merge, lengths=lengths
+        )
         trace["loss"].append(loss)
-        trace["gap"].append(answer.gap)
-        trace["descent"].append(answer.descent)
+        trace["gap"].append(duality_gap(answer.own, answer.products, granularity))
+        trace["descent"].append(answer.descent(pick))
         trace["step"].append(rate)
-        trace["chosen"].append(chosen(answer.picks[0], granularity))
-        trace["scores"].append(dict(zip(vertices, answer.scores[0].tolist(), strict=True)))
+        trace["chosen"].append(chosen(pick, granularity))
+        trace["scores"].append(answer.totals())
         if watch:
             watch(t + 1, theta)
+    warn_if_stopped(trace)
     return Merged({name: tensor.to(base[name].dtype) for name, tensor in theta.items()}, trace=trace)

@@ -7,14 +7,12 @@ All products are formed in float64 and tensor by tensor: of a pool in files, one
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mergekit_lite.weights import check_finite
-
-Models = Mapping[str, Mapping[str, Tensor]]
+from mergekit_lite.weights import Pool, check_finite
 
 Oracle = Literal["inner product", "cosine"]
 """By what vertices are compared: their inner product with the gradient, or the sum over tensors of cosines with it."""
@@ -27,81 +25,111 @@ Pick = Mapping[str, str | None]
 ROUNDING = 100.0
 """A tensor's gradient counts as zero below so many units of rounding of the largest one (root mean squares compared).
 
-The key bias of attention has gradient zero, since the softmax does not see it. Rounding leaves something of random
-direction there, whose cosine would be an arbitrary number up to 1. A hundred units are 1.2e-5 in float32; in the
-miniature's encoder the key biases have 1e-8 of the largest gradient, all other tensors 2e-2 or more.
+Where attention's keys have a bias of their own (transformers' layout of CLIP), the loss does not depend on it: the
+softmax does not see it. Rounding leaves something of random direction there, whose cosine would be an arbitrary number
+up to 1. A hundred units are 1.2e-5 in float32; in a small ViT the keys' biases have 1e-9 of the largest gradient, all
+other tensors 1e-2 or more. In open_clip's layout, which this kit merges, queries, keys and values share one bias, whose
+gradient as a whole is 7e-2 of the largest: no tensor is left out, and a third of that bias follows the others.
 """
 
 
-class Selection(NamedTuple):
-    """What the oracle answers.
+@dataclass(frozen=True)
+class Comparison:
+    """What the oracle knows of V vertices and the L tensors of one gradient g at the weights theta.
 
     Attributes:
-        picks: the chosen vertices, best first.
-        scores: for each gradient (V,) scores, the lower the better; with granularity "tensor" their sum over tensors.
-        gap: the Frank-Wolfe duality gap of the sum of all gradients.
-        descent: <g, theta - s>, the first-order decrease of the loss on the way to the first pick.
+        vertices: their names.
+        tensors: their names.
+        own: (L,) inner products <g_l, theta_l>.
+        products: (V, L) inner products <g_l, s_l>.
+        scores: (V, L) what is compared, the lower the better; those of a whole model are added up.
+        still: (L,) whether a tensor's gradient is zero but for rounding: every vertex is as good as any other there.
     """
 
-    picks: list[Pick]
-    scores: list[Tensor]
-    gap: float
-    descent: float
+    vertices: tuple[str, ...]
+    tensors: tuple[str, ...]
+    own: Tensor
+    products: Tensor
+    scores: Tensor
+    still: Tensor
+
+    def lowest(self, granularity: Granularity, count: int = 1, taken: Sequence[Pick] = ()) -> list[Pick]:
+        """Return the `count` vertices of lowest score, best first; of equals the first one.
+
+        Those in `taken` are not picked again: no whole model, or for no tensor the same model.
+        """
+        table = self.scores.clone() if granularity == "tensor" else self.scores.sum(dim=1, keepdim=True)
+        for pick in taken:
+            for column, name in enumerate(self.tensors[: table.shape[1]]):
+                if (vertex := pick[name]) is not None:
+                    table[self.vertices.index(vertex), column] = torch.inf
+        order = table.argsort(dim=0, stable=True)[:count].tolist()
+        if granularity == "model":
+            return [dict.fromkeys(self.tensors, self.vertices[place]) for (place,) in order]
+        columns = list(enumerate(self.tensors))
+        still = self.still.tolist()
+        return [
+            {name: None if still[column] else self.vertices[row[column]] for column, name in columns} for row in order
+        ]
+
+    def descent(self, pick: Pick) -> float:
+        """Return <g, theta - s>, the first-order decrease of the loss on the way to the vertex that was picked."""
+        moving = [(column, self.vertices.index(name)) for column, name in enumerate(pick.values()) if name is not None]
+        return sum(float(self.own[column] - self.products[place, column]) for column, place in moving)
+
+    def totals(self) -> dict[str, float]:
+        """Return the score of each vertex, summed over tensors."""
+        return dict(zip(self.vertices, self.scores.sum(dim=1).tolist(), strict=True))
 
 
-def select(
-    theta: Mapping[str, Tensor],
-    gradients: Iterable[Mapping[str, Tensor]],
-    vertices: Models,
-    *,
-    each: int,
-    oracle: Oracle,
-    granularity: Granularity,
-    lengths: Tensor | None = None,
-) -> Selection:
-    """Pick `each` vertices for every gradient, none of them twice, until there are no more.
+def compare(
+    theta: Mapping[str, Tensor], gradient: Mapping[str, Tensor], vertices: Pool, lengths: Tensor | None = None
+) -> Comparison:
+    """Compare vertices by their inner products with the gradient, or, given their `lengths`, by cosines.
 
-    One gradient and `each` = k are the top k of the paper; a gradient a task and `each` = 1 the released code's choice.
+    The cosine is taken tensor by tensor and summed, so a bias weighs as much as a matrix, and what counts as a tensor
+    decides: open_clip's layout of a ViT-B/32 has 152, transformers' with its separate queries, keys and values 199, and
+    the same models may be ranked differently. It is zero where the vertex is zero, which has no direction, and where
+    the gradient is, see `ROUNDING`.
 
     Args:
         theta: the current weights.
-        gradients: one or more; each has every tensor of the vertices. They are taken one by one.
+        gradient: every tensor of the vertices, in any order.
         vertices: V models; of vertices with equal scores the first one is picked.
-        each: how many for one gradient.
-        oracle: how vertices are compared.
-        granularity: whether all tensors go to the same vertex.
-        lengths: (V, L) from `norms`, if they are known already.
+        lengths: (V, L) from `norms`, for the tensors in the gradient's order.
 
     Raises:
         KitError: NaN or infinite values in a vertex.
     """
-    names = tuple(vertices)
-    picks: list[Pick] = []
-    rated: list[Tensor] = []
-    # The gap belongs to the whole loss; inner products are linear, so those of its parts can be added up.
-    own = torch.zeros(len(theta), dtype=torch.float64)
-    whole = torch.zeros(len(names), len(theta), dtype=torch.float64)
-    descent = 0.0
-    for gradient in gradients:
-        products = inner_products(gradient, vertices)
-        here = inner_products(gradient, {"theta": theta})[0]
-        if oracle == "cosine" and lengths is None:
-            lengths = norms(vertices, tuple(gradient))
-        rating = scores(products, gradient, oracle, granularity, lengths)
-        found = lowest(rating, gradient, names, count=each, taken=picks)
-        if not picks:
-            descent = _descent(here, products, found[0], names)
-        picks += found
-        rated.append(rating.sum(dim=1) if granularity == "tensor" else rating)
-        own += here
-        whole += products
-        if len(picks) >= len(names):
-            break
-    return Selection(picks[: len(names)], rated, duality_gap(own, whole, granularity), descent)
+    products = inner_products(gradient, vertices)
+    own = inner_products(gradient, {"theta": theta})[0]
+    sizes = _lengths(gradient.values())
+    still = _negligible(gradient, sizes)
+    scores = products
+    if lengths is not None:
+        both = sizes * lengths
+        scores = torch.where((both == 0) | still, 0.0, products / both)
+    return Comparison(tuple(vertices), tuple(gradient), own, products, scores, still)
 
 
-def inner_products(gradient: Mapping[str, Tensor], vertices: Models) -> Tensor:
-    """Return <g_l, s_l>, (V, L), float64 on the CPU: a row a vertex, a column a tensor, in the order of `gradient`.
+def duality_gap(own: Tensor, products: Tensor, granularity: Granularity) -> float:
+    """Return the Frank-Wolfe gap, the largest <g, theta - s> over the feasible set (Jaggi 2013, section 2).
+
+    Where theta is feasible it is zero or more, and bounds from above how far a convex loss is from its minimum.
+    It is negative only for a theta outside the hull, such as a pre-trained model that is no vertex. The gap of a sum of
+    losses takes the sums of the inner products.
+
+    Args:
+        own: (L,) inner products of gradient and theta.
+        products: (V, L) inner products of gradient and vertices.
+        granularity: of the feasible set.
+    """
+    downhill = own - products
+    return float(downhill.sum(dim=1).max() if granularity == "model" else downhill.amax(dim=0).sum())
+
+
+def inner_products(gradient: Mapping[str, Tensor], vertices: Pool) -> Tensor:
+    """Return <g_l, s_l>, (V, L), float64 on the CPU: a row per vertex, a column per tensor, in the gradient's order.
 
     Raises:
         KitError: NaN or infinite values in a vertex (the gradient's are for the caller to look at).
@@ -129,140 +157,37 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return torch.stack([(a.double() * b.double()).sum() for a, b in pieces]).sum()
 
 
-def norms(vertices: Models, names: Sequence[str]) -> Tensor:
-    """Return the Euclidean length of each vertex's tensors `names`, (V, L), float64 on the CPU."""
-    return torch.stack([_lengths(Patchwork(dict.fromkeys(names, vertex))) for vertex in vertices.values()])
+def norms(vertices: Pool, tensors: Sequence[str]) -> Tensor:
+    """Return the Euclidean length of each vertex's `tensors`, (V, L), float64 on the CPU."""
+    return torch.stack([_lengths(vertex[name] for name in tensors) for vertex in vertices.values()])
 
 
-def scores(
-    products: Tensor,
-    gradient: Mapping[str, Tensor],
-    oracle: Oracle,
-    granularity: Granularity,
-    lengths: Tensor | None = None,
-) -> Tensor:
-    """Return what the oracle compares, the lower the better: (V,) for whole models, (V, L) for single tensors.
-
-    The cosine is taken tensor by tensor and summed, so a bias weighs as much as a matrix. It is zero where the vertex
-    is zero, which has no direction, and where the gradient is, see `negligible`.
-
-    Args:
-        products: (V, L) from `inner_products`.
-        gradient: the gradient they were formed with.
-        oracle: how vertices are compared.
-        granularity: whether the tensors' scores are added up.
-        lengths: (V, L) from `norms`; the inner product does without.
-    """
-    if oracle == "cosine":
-        assert lengths is not None
-        sizes = _lengths(gradient) * lengths
-        empty = (sizes == 0) | negligible(gradient)
-        products = torch.where(empty, 0.0, products / sizes)
-    return products.sum(dim=1) if granularity == "model" else products
+def _lengths(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack([tensor.double().norm().cpu() for tensor in tensors])
 
 
-def negligible(gradient: Mapping[str, Tensor]) -> Tensor:
-    """Return for which tensors the gradient is zero but for rounding, (L,) bool; see `ROUNDING`."""
+def _negligible(gradient: Mapping[str, Tensor], sizes: Tensor) -> Tensor:
+    """Return for which tensors the gradient, of these lengths, is zero but for rounding, (L,) bool; see `ROUNDING`."""
     entries = torch.tensor([max(direction.numel(), 1) for direction in gradient.values()], dtype=torch.float64)
-    sizes = _lengths(gradient) / entries.sqrt()
+    spread = sizes / entries.sqrt()
     unit = max(torch.finfo(direction.dtype).eps for direction in gradient.values())
-    return sizes <= ROUNDING * unit * sizes.max()
-
-
-def lowest(
-    rating: Tensor, gradient: Mapping[str, Tensor], names: Sequence[str], *, count: int = 1, taken: Sequence[Pick] = ()
-) -> list[Pick]:
-    """Return the `count` vertices of lowest score that are not taken, best first; of equals the first in `names`.
-
-    With single tensors, those whose gradient is negligible stay: there every vertex is as good as any other.
-
-    Args:
-        rating: (V,) or (V, L) scores.
-        gradient: the gradient they were formed with.
-        names: of the V vertices.
-        count: how many.
-        taken: earlier picks that are not to be repeated, with single tensors not for the same tensor.
-    """
-    whole = rating.dim() == 1
-    keys = list(gradient)
-    table = rating.reshape(len(names), -1).clone()
-    for pick in taken:
-        for column, key in enumerate(keys[: table.shape[1]]):
-            if (vertex := pick[key]) is not None:
-                table[names.index(vertex), column] = torch.inf
-    order = table.argsort(dim=0, stable=True)[:count].tolist()
-    if whole:
-        return [dict.fromkeys(keys, names[row[0]]) for row in order]
-    still = negligible(gradient).tolist()
-    return [
-        {key: None if stays else names[place] for key, place, stays in zip(keys, row, still, strict=True)}
-        for row in order
-    ]
-
-
-def duality_gap(own: Tensor, products: Tensor, granularity: Granularity) -> float:
-    """Return the Frank-Wolfe gap, the largest <g, theta - s> over the feasible set (Jaggi 2013, section 2).
-
-    Where theta is feasible it is zero or more, and bounds from above how far a convex loss is from its minimum.
-    It is negative only for a theta outside the hull, such as a pre-trained model that is no vertex.
-
-    Args:
-        own: (L,) inner products of gradient and theta.
-        products: (V, L) inner products of gradient and vertices.
-        granularity: of the feasible set.
-    """
-    downhill = own - products
-    return float(downhill.sum(dim=1).max() if granularity == "model" else downhill.amax(dim=0).sum())
-
-
-def _descent(own: Tensor, products: Tensor, pick: Pick, names: Sequence[str]) -> float:
-    """Return <g, theta - s> for the vertex that `pick` describes."""
-    moving = [(column, names.index(vertex)) for column, vertex in enumerate(pick.values()) if vertex is not None]
-    return sum(float(own[column] - products[place, column]) for column, place in moving)
-
-
-def simplex_projection(values: Tensor, *, capped: bool = False) -> Tensor:
-    """Return the nearest point of the simplex {c >= 0, sum c = 1}, for each column of (k, L) values.
-
-    Duchi et al. 2008, figure 1: subtract the one number for which the positive parts sum to one; sorting finds it.
-
-    Args:
-        values: (k, L), or (k,).
-        capped: allow sums below one too, {c >= 0, sum c <= 1}.
-    """
-    table = values.reshape(len(values), -1)
-    falling = table.sort(dim=0, descending=True).values
-    counts = torch.arange(1, len(table) + 1, dtype=values.dtype, device=values.device)[:, None]
-    excess = (falling.cumsum(dim=0) - 1) / counts  # what the largest 1, 2, ... k each have too much
-    active = (falling > excess).sum(dim=0, keepdim=True)  # so many stay positive; the largest always does
-    projected = (table - excess.gather(0, active - 1)).clamp(min=0)
-    if capped:
-        positive = table.clamp(min=0)
-        projected = torch.where(positive.sum(dim=0) <= 1, positive, projected)
-    return projected.reshape(values.shape)
+    return spread <= ROUNDING * unit * spread.max()
 
 
 @dataclass(frozen=True, eq=False)
 class Patchwork(Mapping[str, Tensor]):
-    """A vertex of the product of hulls: each tensor from the model that was picked for it, read when asked for."""
+    """The model that a pick describes: tensors of `vertices`, and of `theta` where they stay; read when asked for."""
 
-    parts: Mapping[str, Mapping[str, Tensor]]
+    pick: Pick
+    vertices: Pool
+    theta: Mapping[str, Tensor]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.parts[name][name]
+        vertex = self.pick[name]
+        return (self.theta if vertex is None else self.vertices[vertex])[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.parts)
+        return iter(self.pick)
 
     def __len__(self) -> int:
-        return len(self.parts)
-
-
-def assembled(pick: Pick, vertices: Models, theta: Mapping[str, Tensor]) -> Patchwork:
-    """Return the model that `pick` describes: tensors of vertices, and of `theta` where they stay."""
-    return Patchwork({name: theta if vertex is None else vertices[vertex] for name, vertex in pick.items()})
-
-
-def _lengths(weights: Mapping[str, Tensor]) -> Tensor:
-    """Return the Euclidean length of each tensor, (L,), float64 on the CPU."""
-    return torch.stack([tensor.double().norm().cpu() for tensor in weights.values()])
+        return len(self.pick)

@@ -1,9 +1,7 @@
 """Soft FW-Merging: in each iteration learn how to mix the vertices that the gradient favours (Chen et al. 2025)."""
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,21 +10,22 @@ from torch import Tensor
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.frank_wolfe.gradient import (
     Sampling,
-    choose,
     chosen,
+    drawn,
     iteration_seed,
+    mean_gradient,
     starting_point,
-    stop_message,
     vertex_pool,
 )
 from mergekit_lite.methods.frank_wolfe.oracle import (
+    Comparison,
     Granularity,
-    Models,
     Oracle,
+    Patchwork,
     Pick,
-    assembled,
+    compare,
+    duality_gap,
     norms,
-    simplex_projection,
 )
 from mergekit_lite.methods.registry import (
     Access,
@@ -40,24 +39,26 @@ from mergekit_lite.methods.registry import (
     Watch,
     method,
 )
-from mergekit_lite.methods.shared.adapting import adapt, coefficient_gradient
+from mergekit_lite.methods.shared.adapting import adam, adapt
 from mergekit_lite.methods.shared.bank import Bank
-from mergekit_lite.methods.shared.objectives import loss_and_gradient
-from mergekit_lite.weights import Weights
+from mergekit_lite.methods.shared.stopping import Kept, unsound, warn_if_stopped
+from mergekit_lite.weights import Pool, Weights
 
-Choice = Literal["top-k", "one a task"]
+Selection = Count | Literal["top-k", "per task"]
 Inner = Literal["simplex", "capped simplex", "adam"]
+
+INITIAL = 0.3
+"""What the coefficients of the first iteration start from, as in AdaMerging and in the released code."""
 
 _CODE: dict[str, Any] = {
     "oracle": "cosine",
     "granularity": "model",
-    "selection": "one a task",
+    "selection": "per task",
     "inner": "adam",
     "coefficients": "tensor",
     "inner_steps": 500,
     "inner_learning_rate": 1e-3,
     "images_per_task": 16,
-    "initial": 0.3,
     "start": "base",
     "sampling": "fresh",
 }
@@ -87,10 +88,11 @@ entropy on test images, while its choice looks at labelled training images; here
 
 def soft_step(
     theta: Mapping[str, Tensor],
-    vertices: Models,
+    vertices: Pool,
     data: TaskData,
     batches: Iterator[Mapping[str, Examples]],
     *,
+    objective: Objective,
     inner: Inner,
     coefficients: Granularity,
     initial: float,
@@ -103,9 +105,10 @@ def soft_step(
         theta: the current weights, the base of this iteration.
         vertices: the k chosen ones; all of them are held in memory.
         data: heads and encoder.
-        batches: one a step.
+        batches: one per step.
+        objective: which loss.
         inner: "simplex" and "capped simplex" are projected gradient descent, see `simplex_projection`; "adam" is free.
-        coefficients: one a vertex ("model"), or one a vertex and tensor, each tensor's on a simplex of its own.
+        coefficients: one per vertex ("model"), or one per vertex and tensor, each tensor's on a simplex of its own.
         initial: value of all coefficients, before the projection.
         steps: how many.
         learning_rate: of gradient descent, or of Adam.
@@ -115,73 +118,67 @@ def soft_step(
         or infinite; then the coefficients are those of the lowest loss.
 
     Raises:
-        KitError: images that do not match the heads, or fewer batches than steps.
+        KitError: images that do not match the heads or the objective, or fewer batches than steps.
     """
     bank = Bank.of(theta, vertices)
     columns = 1 if coefficients == "model" else len(bank.shapes)
     raw = bank.vectors.new_full((len(vertices), columns), initial)
+
+    def project(values: Tensor) -> None:
+        raw.copy_(simplex_projection(values, capped=inner == "capped simplex"))
+
     if inner == "adam":
-        trace = adapt(bank, raw, data, batches, steps=steps, learning_rate=learning_rate, clamp=False)
+        update = adam(raw, learning_rate)
     else:
-        trace = descend(
-            bank, raw, data, batches, steps=steps, learning_rate=learning_rate, capped=inner == "capped simplex"
-        )
+        project(raw)
+        update = lambda gradient: project(raw - learning_rate * gradient)  # noqa: E731
+    trace = adapt(bank, raw, data, batches, update, objective=objective, steps=steps)
     return bank.merged(raw), {**trace, "coefficients": raw.tolist()}
 
 
-def descend(
-    bank: Bank,
-    raw: Tensor,
-    data: TaskData,
-    batches: Iterator[Mapping[str, Examples]],
-    *,
-    steps: int,
-    learning_rate: float,
-    capped: bool,
-) -> dict[str, Any]:
-    """Minimise over coefficients `raw` on the simplex by projected gradient descent, as `adapt` does without it."""
-    losses: list[float] = []
-    trace: dict[str, Any] = {"loss": losses}
-    raw.copy_(simplex_projection(raw, capped=capped))
-    lowest_loss, best = math.inf, raw.clone()
-    for batch in islice(batches, steps):
-        loss, gradients = loss_and_gradient(data, bank.merged(raw), batch)
-        gradient = coefficient_gradient(bank, raw, gradients, clamp=False)
-        if not (math.isfinite(loss) and torch.isfinite(gradient).all()):
-            raw.copy_(best)
-            trace["stopped"] = f"The inner optimisation stopped at step {len(losses) + 1}: loss or gradient became NaN."
-            return trace
-        losses.append(loss)
-        if loss < lowest_loss:
-            lowest_loss, best = loss, raw.clone()
-        raw.copy_(simplex_projection(raw - learning_rate * gradient, capped=capped))
-    if len(losses) < steps:
-        raise KitError(f"The data gave {len(losses)} batches for {steps} steps. Ask for fewer steps or give more.")
-    return trace
+def simplex_projection(values: Tensor, *, capped: bool = False) -> Tensor:
+    """Return the nearest point of the simplex {c >= 0, sum c = 1}, for each column of (k, L) values.
+
+    Duchi et al. 2008, figure 1: subtract the one number for which the positive parts sum to one; sorting finds it.
+
+    Args:
+        values: (k, L), or (k,).
+        capped: allow sums below one too, {c >= 0, sum c <= 1}.
+    """
+    table = values.reshape(len(values), -1)
+    # A number subtracted from a whole column changes nothing but rounding: sums of large values would lose their
+    # digits. It is a whole one, zero for values of ordinary size, as differences to it are exact.
+    near = table - table.amax(dim=0).trunc()
+    falling = near.sort(dim=0, descending=True).values
+    counts = torch.arange(1, len(table) + 1, dtype=values.dtype, device=values.device)[:, None]
+    excess = (falling.cumsum(dim=0) - 1) / counts  # what the largest 1, 2, ... k each have too much
+    active = (falling > excess).sum(dim=0, keepdim=True)  # so many stay positive; the largest always does
+    projected = (near - excess.gather(0, active - 1)).clamp(min=0)
+    if capped:
+        positive = table.clamp(min=0)
+        projected = torch.where(positive.sum(dim=0) <= 1, positive, projected)
+    return projected.reshape(values.shape)
 
 
 @method(title="FW-Merging (soft)", cite="chen2025fwmerging", access=Access.LABELLED)
 def soft_frank_wolfe(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     data: TaskData,
     *,
     iterations: Steps = 15,
     oracle: Oracle = "inner product",
     granularity: Granularity = "model",
-    selection: Choice = "top-k",
-    k: Count | None = None,
+    selection: Selection = "top-k",
     inner: Inner = "simplex",
     coefficients: Granularity = "model",
     inner_steps: Steps = 50,
     inner_learning_rate: Positive = 1e-2,
     images_per_task: Count = 16,
-    initial: float = 0.3,
     later_initial: float = 1e-8,
     start: str = "base",
     include_start: bool = False,
     samples: Count = 100,
-    batch_size: Count = 25,
     sampling: Sampling = "fixed",
     objective: Objective = "cross-entropy",
     seed: int = 0,
@@ -201,38 +198,37 @@ def soft_frank_wolfe(
         iterations: how often vertices are chosen and mixed.
         oracle: how vertices are compared.
         granularity: choose whole models, or for each "tensor".
-        selection: "top-k" takes the k best for the gradient of all tasks (paper); "one a task" the best for each task's
-            gradient, none of them twice, in the order of `data.heads` until the pool is used up (released code): with
-            as many tasks as models that is all of them, whatever the gradient.
-        k: how many "top-k" takes; by default as many as there are tasks, or all if the pool is smaller.
+        selection: a number takes so many best ones for the gradient of all tasks, "top-k" (paper) as many as there are
+            tasks, or all if the pool is smaller; "per task" (released code) the best for each task's gradient, none of
+            them twice, in the order of `data.heads` until the pool is used up: with as many tasks as models that is all
+            of them, whatever the gradient.
         inner: "simplex" learns coefficients that are non-negative and sum to one, by projected gradient descent
             (paper); "capped simplex" lets them sum to less, so that the rest stays where it is and no iteration has to
             leave its starting point; "adam" does not constrain them (released code).
-        coefficients: one a vertex ("model"), or one a vertex and tensor ("tensor", released code).
-        inner_steps: how many an iteration.
+        coefficients: one per vertex ("model"), or one per vertex and tensor ("tensor", released code).
+        inner_steps: how many per iteration.
         inner_learning_rate: of gradient descent, or of Adam.
         images_per_task: images of each task in an inner step.
-        initial: what the coefficients start from in the first iteration; they are projected first.
-        later_initial: what they start from in later iterations. On the simplex equal values always become 1 / k.
+        later_initial: what the coefficients start from in later iterations; in the first one that is `INITIAL`. They
+            are projected first: on the simplex equal values always become 1 / k.
         start: as in `hard_frank_wolfe`.
         include_start: as there.
         samples: images of each task that a gradient is measured on.
-        batch_size: images of each task that go through the encoder at once for it, a divisor of `samples`.
-        sampling: "fixed" has the choice and the inner steps see the same `samples` images all the time (paper: 100 a
+        sampling: "fixed" has the choice and the inner steps see the same `samples` images all the time (paper: 100 per
             task); with "fresh" each choice sees others, and the inner steps the whole split (released code).
         objective: of the choice and of the inner steps.
         seed: which images are drawn.
         watch: called with iteration and weights before the first and after each.
 
     Returns:
-        The merged weights. The trace has "vertices", "tensors", "start", and a value an iteration of: "loss" and "gap"
-        before it; "chosen", a list of picks as in `hard_frank_wolfe`; "scores" by vertex, a list with one entry a
-        gradient; "step", the sum of the coefficients, averaged over tensors; and "inner", with "loss" (one a step) and
-        "coefficients", [pick][tensor] or [pick][0]. "stopped" says why it ended early. If the pool is smaller than the
-        number of tasks, "one a task" measures "loss" and "gap" on the tasks that come to choose.
+        The merged weights. The trace has "vertices", "tensors", "start", and a value per iteration of: "loss" and "gap"
+        before it; "chosen", a list of picks as in `hard_frank_wolfe`; "scores" by vertex, a list with one entry per
+        gradient; "step", the sum of the coefficients, averaged over tensors; and "inner", with "loss" (one per step)
+        and "coefficients", [pick][tensor] or [pick][0]. "stopped" says why it ended early. If the pool is smaller than
+        the number of tasks, "per task" measures "loss" and "gap" on the tasks that come to choose.
 
     Raises:
-        KitError: as `hard_frank_wolfe`, and if k is larger than the pool.
+        KitError: as `hard_frank_wolfe`, and if more vertices are selected than there are.
 
     Warns:
         RuntimeWarning: loss or gradient became NaN or infinite; the weights of the lowest loss so far are kept.
@@ -240,69 +236,72 @@ def soft_frank_wolfe(
     opened = dict(experts.items())
     theta, note = starting_point(start, base, opened, data, objective=objective, seed=seed)
     vertices = vertex_pool(opened, theta if include_start else None)
-    tasks = tuple(data.heads)
-    groups = [tasks] if selection == "top-k" else [(task,) for task in tasks]
-    each = _count(selection, k, len(tasks), vertices)
+    groups, each = _groups(selection, tuple(data.heads), vertices)
     lengths = norms(vertices, tuple(base)) if oracle == "cosine" else None
     trace: dict[str, Any] = {"vertices": list(vertices), "tensors": list(base), "start": note}
     trace |= {key: [] for key in ("loss", "gap", "step", "chosen", "scores", "inner")}
-    lowest_loss, best = math.inf, theta
+    kept = Kept(theta)
     if watch:
         watch(0, theta)
     for t in range(iterations):
-        drawn = iteration_seed(seed, t, sampling)
-        loss, answer = choose(
-            theta, data, vertices, groups, each=each, samples=samples, batch_size=batch_size, seed=drawn, oracle=oracle,
-            granularity=granularity, lengths=lengths,
-        )  # fmt: skip
-        if math.isnan(loss):
-            theta, trace["stopped"] = best, stop_message(t, trace["loss"])
-            warnings.warn(trace["stopped"], RuntimeWarning, stacklevel=3)
+        drawn_with = iteration_seed(seed, t, sampling)
+        batch = drawn(data, samples, drawn_with)
+        loss, reason = 0.0, ""
+        picks: list[Pick] = []
+        answers: list[Comparison] = []
+        for tasks in groups:
+            part, gradient = mean_gradient(data, theta, batch, objective, tasks)
+            loss += part
+            if reason := unsound(part, gradient.values()):
+                break
+            answer = compare(theta, gradient, vertices, lengths)
+            picks += answer.lowest(granularity, each, taken=picks)
+            answers.append(answer)
+            if len(picks) == len(vertices):
+                break
+        if reason:
+            theta, trace["stopped"] = kept.state, kept.stopped(f"iteration {t + 1}", reason)
             break
-        if loss < lowest_loss:
-            lowest_loss, best = loss, theta
-        inner_samples = samples if sampling == "fixed" else None
-        batches = data.batches(images_per_task=images_per_task, steps=inner_steps, seed=drawn, samples=inner_samples)
-        theta, learned = soft_step(
-            theta, _mixed(answer.picks, vertices, theta, granularity), data, batches, inner=inner,
-            coefficients=coefficients, initial=later_initial if t else initial, steps=inner_steps,
-            learning_rate=inner_learning_rate,
+        if loss < kept.loss:
+            kept = Kept(theta, loss, f"iteration {t + 1}")
+        batches = data.batches(
+            images_per_task=images_per_task, steps=inner_steps, seed=drawn_with,
+            keep=samples if sampling == "fixed" else None,
         )  # fmt: skip
-        broken = learned.pop("stopped", None)
+        models = {f"pick {place}": Patchwork(pick, vertices, theta) for place, pick in enumerate(picks, 1)}
+        theta, learned = soft_step(
+            theta, models, data, batches, objective=objective, inner=inner, coefficients=coefficients,
+            initial=later_initial if t else INITIAL, steps=inner_steps, learning_rate=inner_learning_rate,
+        )  # fmt: skip
+        broken = learned.pop("stopped", "")
         trace["loss"].append(loss)
-        trace["gap"].append(answer.gap)
-        trace["chosen"].append([chosen(pick, granularity) for pick in answer.picks])
-        trace["scores"].append([dict(zip(vertices, one.tolist(), strict=True)) for one in answer.scores])
+        # The gap belongs to the whole loss; inner products are linear, so those of its parts can be added up.
+        own, products = (sum(getattr(one, name) for one in answers) for name in ("own", "products"))
+        trace["gap"].append(duality_gap(own, products, granularity))
+        trace["chosen"].append([chosen(pick, granularity) for pick in picks])
+        trace["scores"].append([answer.totals() for answer in answers])
         trace["step"].append(sum(map(sum, learned["coefficients"])) / len(learned["coefficients"][0]))
         trace["inner"].append(learned)
         if broken:
-            if min(learned["loss"], default=math.inf) >= lowest_loss:
-                theta = best
-            trace["stopped"] = (
-                f"Frank-Wolfe stopped within iteration {t + 1}, at inner step {len(learned['loss']) + 1}: the loss or "
-                "its gradient became NaN or infinite. Kept are the weights of the lowest loss so far."
-            )
-            warnings.warn(trace["stopped"], RuntimeWarning, stacklevel=3)
+            if min(learned["loss"], default=math.inf) >= kept.loss:
+                theta = kept.state
+            trace["stopped"] = f"Within iteration {t + 1}: {broken}"
             break
         if watch:
             watch(t + 1, theta)
+    warn_if_stopped(trace)
     return Merged({name: tensor.to(base[name].dtype) for name, tensor in theta.items()}, trace=trace)
 
 
-def _count(selection: Choice, k: int | None, tasks: int, vertices: Models) -> int:
-    """Return how many vertices are picked for one gradient."""
-    if selection == "one a task":
-        return 1
-    if k is not None and k > len(vertices):
+def _groups(selection: Selection, tasks: tuple[str, ...], vertices: Pool) -> tuple[list[tuple[str, ...]], int]:
+    """Return of which tasks together there is a gradient, and how many vertices are picked for each."""
+    if selection == "per task":
+        return [(task,) for task in tasks], 1
+    if selection == "top-k":
+        return [tasks], min(len(tasks), len(vertices))
+    if selection > len(vertices):
         raise KitError(
-            f"k = {k} vertices cannot be chosen from {len(vertices)}: {', '.join(vertices)}. "
-            "Choose a smaller k, or leave it out."
+            f"{selection} vertices cannot be chosen from {len(vertices)}: {', '.join(vertices)}. "
+            "Choose a smaller number, or leave it out."
         )
-    return min(tasks, len(vertices)) if k is None else k
-
-
-def _mixed(picks: Sequence[Pick], vertices: Models, theta: Weights, granularity: Granularity) -> Models:
-    """Return the picked models by name, as `Bank.of` wants them; a patchwork of several models has only a number."""
-    if granularity == "model":
-        return {str(chosen(pick, granularity)): assembled(pick, vertices, theta) for pick in picks}
-    return {f"pick {place}": assembled(pick, vertices, theta) for place, pick in enumerate(picks, 1)}
+    return [tasks], selection

@@ -1,8 +1,6 @@
-"""Learning the merging coefficients of a bank by Adam, the core of AdaMerging and of soft Frank-Wolfe's inner loop."""
+"""Learning the merging coefficients of a bank, the core of AdaMerging and of soft Frank-Wolfe's inner loop."""
 
-import math
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -10,9 +8,24 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.registry import Examples, TaskData, Watch
+from mergekit_lite.methods.registry import Examples, Objective, TaskData, Watch
 from mergekit_lite.methods.shared.bank import Bank
 from mergekit_lite.methods.shared.objectives import loss_and_gradient
+from mergekit_lite.methods.shared.stopping import Kept, unsound
+
+Update = Callable[[Tensor], None]
+"""Changes the coefficients in place, given their gradient."""
+
+
+def adam(raw: Tensor, learning_rate: float) -> Update:
+    """Return the update of Adam, with betas (0.9, 0.999) and no weight decay."""
+    optimiser = torch.optim.Adam([raw], lr=learning_rate, betas=(0.9, 0.999))
+
+    def update(gradient: Tensor) -> None:
+        raw.grad = gradient
+        optimiser.step()
+
+    return update
 
 
 def adapt(
@@ -20,54 +33,56 @@ def adapt(
     raw: Tensor,
     data: TaskData,
     batches: Iterator[Mapping[str, Examples]],
+    update: Update,
     *,
+    objective: Objective,
     steps: int,
-    learning_rate: float,
-    clamp: bool,
+    clamp: bool = False,
     watch: Watch | None = None,
     path: bool = False,
 ) -> dict[str, Any]:
     """Minimise the loss over the coefficients `raw`, (K, L) or (K, 1), in place.
 
-    The loss is the entropy where a batch holds images, the cross-entropy where it holds labels too.
-
     Returns:
-        The trace: "loss", and "stopped" if the optimisation ended early; with `path` also "path", the first column of
-        the coefficients as used, before the first and after each step.
+        The trace: "loss", and "stopped" if the optimisation ended early, then the coefficients are those of the lowest
+        loss; with `path` also "path", the first column of the coefficients as used, before the first and after each
+        step.
 
     Raises:
-        KitError: images that do not match the heads, or fewer batches than steps.
+        KitError: images that do not match the heads or the objective, or fewer batches than steps.
     """
-    optimiser = torch.optim.Adam([raw], lr=learning_rate, betas=(0.9, 0.999))
     losses: list[float] = []
-    best, best_raw = math.inf, raw.clone()
     trace: dict[str, Any] = {"loss": losses}
+    kept = Kept(raw.clone())
     if path:
         trace["path"] = [effective(raw, clamp)[:, 0].tolist()]
     weights = bank.merged(effective(raw, clamp))
     if watch:
         watch(0, weights)
     for step, batch in enumerate(islice(batches, steps), 1):
-        loss, gradients = loss_and_gradient(data, weights, batch)
+        loss, gradients = loss_and_gradient(data, weights, batch, objective)
         gradient = coefficient_gradient(bank, raw, gradients, clamp)
-        if not (math.isfinite(loss) and torch.isfinite(gradient).all()):
-            raw.copy_(best_raw)
-            trace["stopped"] = _lost(step, loss, losses)
-            warnings.warn(trace["stopped"], RuntimeWarning, stacklevel=5)
+        if reason := unsound(loss, [gradient]):
+            raw.copy_(kept.state)
+            trace["stopped"] = kept.stopped(f"step {step}", reason)
             return trace
         losses.append(loss)
-        if loss < best:
-            best, best_raw = loss, raw.clone()
-        raw.grad = gradient
-        optimiser.step()
+        if loss < kept.loss:
+            kept = Kept(raw.clone(), loss, f"step {step}")
+        update(gradient)
         if path:
             trace["path"].append(effective(raw, clamp)[:, 0].tolist())
         weights = bank.merged(effective(raw, clamp))
         if watch:
             watch(step, weights)
-    if len(losses) < steps:
-        raise KitError(f"The data gave {len(losses)} batches for {steps} steps. Ask for fewer steps or give more.")
+    check_steps(len(losses), steps)
     return trace
+
+
+def check_steps(done: int, steps: int) -> None:
+    """Raise a KitError if the batches ended before the steps did."""
+    if done < steps:
+        raise KitError(f"The data gave {done} batches for {steps} steps. Ask for fewer steps or give more.")
 
 
 def effective(raw: Tensor, clamp: bool) -> Tensor:
@@ -83,15 +98,3 @@ def coefficient_gradient(bank: Bank, raw: Tensor, gradients: Mapping[str, Tensor
     """
     gradient = bank.gradient(gradients).sum_to_size(raw.shape)
     return gradient * ((raw >= 0) & (raw <= 1)) if clamp else gradient
-
-
-def _lost(step: int, loss: float, losses: list[float]) -> str:
-    """Say that, where and with what result the optimisation was stopped."""
-    what = f"the loss became {loss}" if not math.isfinite(loss) else "the gradient became NaN or infinite"
-    if not losses:
-        return f"The optimisation stopped at step {step}: {what}. The initial coefficients are kept."
-    lowest = min(range(len(losses)), key=losses.__getitem__)
-    return (
-        f"The optimisation stopped at step {step}: {what}. Kept are the coefficients of step {lowest + 1}, "
-        f"those of the lowest loss ({losses[lowest]:.4g})."
-    )

@@ -1,0 +1,54 @@
+"""What is checked before any work begins: that all a cell names exists and fits together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergekit_lite.errors import KitError
+from mergekit_lite.methods import registry
+from mergekit_lite.study.records import Cell
+from mergekit_lite.suites import corruptions
+from mergekit_lite.suites.suite import Suite
+
+
+def resolved(suite: Suite, cell: Cell) -> Cell:
+    """Return `cell` with every parameter filled in, and with the tasks whose data the method sees.
+
+    Raises:
+        KitError: it names anything that does not exist, or that the method has no use for.
+    """
+    info = registry.get(cell.method)
+    for role, tasks in (("pool", cell.pool), ("evaluate", cell.evaluate), ("adapt", cell.adapt)):
+        if not tasks and role != "adapt":
+            raise KitError(f"{cell.label}: `{role}` names no task. Name one or more of: {', '.join(suite.tasks)}.")
+        suite.names(tasks)
+        twice = sorted({task for task in tasks if tasks.count(task) > 1})
+        if twice:
+            raise KitError(f"{cell.label}: `{role}` names {', '.join(twice)} more than once. Name each task once.")
+    if cell.curve_every and "watch" not in info.resources:
+        raise KitError(f"{cell.label}: curve_every={cell.curve_every}, but this method takes no steps. Leave it out.")
+    if cell.adapt and "data" not in info.resources:
+        raise KitError(f"{cell.label}: `adapt` names tasks, but this method looks at no data. Leave it out.")
+    if cell.corruption:
+        corruptions.check(cell.corruption)
+    strange = [task for task in cell.broken if task not in cell.pool]
+    if strange:
+        raise KitError(f"{cell.label}: `broken` names {', '.join(strange)}, which the pool does not. Name its experts.")
+    parameters = registry.resolve(cell.method, cell.parameters)
+    return cell.model_copy(update={"parameters": parameters, "adapt": adapted_to(cell, parameters)})
+
+
+def adapted_to(cell: Cell, parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the tasks whose data the method sees with these (resolved) parameters, see `Cell`.
+
+    Raises:
+        KitError: calibration inputs are asked for of other tasks than the experts' own.
+    """
+    info = registry.get(cell.method)
+    if "data" not in info.resources:
+        return ()
+    if info.access_with(parameters) is registry.Access.CALIBRATION:
+        if cell.adapt:
+            raise KitError(f"{cell.label}: each expert is calibrated on its own task. Leave `adapt` out.")
+        return cell.pool
+    both = tuple(task for task in cell.pool if task in cell.evaluate)
+    return cell.adapt or both or cell.pool

@@ -1,0 +1,143 @@
+"""One cell is computed: the method merges, the merge is evaluated, and both become a record."""
+
+import importlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergekit_lite.cache import locked
+from mergekit_lite.machine import device_name, now, peak_memory_mib, reset_peak_memory, versions
+from mergekit_lite.methods import load_method, registry
+from mergekit_lite.study import evaluation, keys, task_data
+from mergekit_lite.study.records import Cell, CurvePoint, Provenance, Record, read_record, write_record
+from mergekit_lite.suites import broken
+from mergekit_lite.suites.suite import Suite
+from mergekit_lite.weights import weights_hash
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell that is ready to be computed.
+
+    Attributes:
+        cell: as it was asked.
+        resolved: with all parameters filled in.
+        key: the name of its record.
+        folder: where that is kept.
+        source: where a worker process finds the method: a file to load, or the name of a module.
+        commit: of the library's source.
+    """
+
+    cell: Cell
+    resolved: Cell
+    key: str
+    folder: Path
+    source: Path | str
+    commit: str | None
+
+    @property
+    def path(self) -> Path:
+        """The record's file."""
+        return self.folder / f"{self.key}.json"
+
+    @property
+    def cost(self) -> tuple[bool, int, int]:
+        """Sorts the cells that take long before the others, so that none of them is left over for the end."""
+        adaptive = registry.get(self.cell.method).access is not registry.Access.NONE
+        given = self.resolved.parameters
+        steps = given.get("steps") or given.get("iterations", 0) * (1 + given.get("inner_steps", 0))
+        return adaptive, steps * len(self.resolved.adapt), len(self.cell.evaluate)
+
+
+def compute(suite: Suite, job: Job) -> Record:
+    """Compute one cell and record it, unless another run did so while this one waited for the record's lock."""
+    if isinstance(job.source, Path):
+        load_method(job.source)
+    elif job.source != "__main__":  # a worker process runs the script's own file before anything else
+        importlib.import_module(job.source)
+    with locked(job.path):
+        found = read_record(job.path, job.key)
+        if isinstance(found, Record):
+            return found
+        return write_record(_answer(keys.asked(suite, job.cell), job), job.path)
+
+
+class _Watched:
+    """Measures what a method hands over on its way and at its end, and how long measuring takes."""
+
+    def __init__(self, suite: Suite, cell: Cell) -> None:
+        self._suite, self._cell = suite, cell
+        self._measured: dict[str, dict[str, float]] = {}
+        self.curve: list[CurvePoint] = []
+        self.seconds = 0.0
+
+    def accuracies(self, merged: registry.Merged) -> dict[str, float]:
+        _wait_for(self._suite.device)
+        begun = time.perf_counter()
+        # The last point of a curve is most often the final answer too; there is no need to measure it twice.
+        name = weights_hash(merged.weights) if self._cell.curve_every and not merged.own else ""
+        answer = self._measured.get(name) or evaluation.accuracies(self._suite, merged, self._cell.evaluate)
+        if name:
+            self._measured[name] = answer
+        self.seconds += time.perf_counter() - begun
+        return answer
+
+    def watch(self, step: int, weights: Mapping[str, Tensor]) -> None:
+        if step % self._cell.curve_every == 0:
+            accuracy = self.accuracies(registry.Merged(weights=dict(weights)))
+            self.curve.append(CurvePoint(step=step, accuracy=accuracy))
+
+
+def _answer(suite: Suite, job: Job) -> Record:
+    cell, info, started = job.resolved, registry.get(job.cell.method), now()
+    access = info.access_with(cell.parameters)
+    reset_peak_memory(suite.device)
+    watched = _Watched(suite, cell)
+    data = task_data.shown(suite, cell.adapt, access)
+    offered = {"data": data, "seed": cell.seed, "watch": watched.watch if cell.curve_every else None}
+    resources = {name: offered[name] for name in info.resources if name in offered}
+    experts = {task: suite.experts[task] for task in cell.pool}
+    for task, how in cell.broken.items():
+        experts[task] = broken.Broken(suite.base, experts[task], how, task, cell.seed)
+
+    begun = time.perf_counter()
+    merged = info.function(suite.base, experts, **resources, **cell.parameters)
+    _wait_for(suite.device)
+    merging = time.perf_counter() - begun - watched.seconds
+    accuracy = watched.accuracies(merged)
+
+    return Record(
+        key=job.key,
+        suite=suite.name,
+        cell=cell,
+        title=info.title,
+        access=str(access),
+        cite=info.cite,
+        accuracy=accuracy,
+        seconds={"merge": round(merging, 3), "evaluate": round(watched.seconds, 3)},
+        peak_memory_mib=round(peak_memory_mib(suite.device), 1),
+        images=data.images,
+        labels=data.labels,
+        trace=dict(merged.trace),
+        curve=watched.curve,
+        provenance=Provenance(
+            **versions(),
+            device=device_name(suite.device),
+            dtype=keys.environment(suite)["dtype"],
+            commit=job.commit,
+            suite=keys.fingerprint(suite, cell),
+            sources=suite.sources(cell.pool),
+            code=keys.code(suite, cell),
+            started=started,
+        ),
+    )
+
+
+def _wait_for(device: torch.device) -> None:
+    """Work on a GPU is queued: without waiting for it, merging would be billed to the evaluation."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

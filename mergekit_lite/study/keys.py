@@ -1,0 +1,89 @@
+"""What names a record: a hash of all that may change the answer to a cell, and of nothing else.
+
+Of the code, what is computed counts (`mergekit_lite.fingerprints`): of the method and all that it uses, wherever that
+lies, of the task data, of the encoder and of the evaluation.
+"""
+
+from functools import cache
+from typing import Any
+
+from mergekit_lite.cache import content_hash
+from mergekit_lite.fingerprints import PACKAGE, code_of
+from mergekit_lite.machine import versions
+from mergekit_lite.methods import registry
+from mergekit_lite.study import evaluation, task_data
+from mergekit_lite.study.checks import resolved
+from mergekit_lite.study.records import Cell
+from mergekit_lite.suites import broken, corruptions
+from mergekit_lite.suites.suite import Suite
+
+
+def cell_key(suite: Suite, cell: Cell) -> str:
+    """Return the 16 hexadecimal digits that name the record of `cell`.
+
+    They change with the resolved parameters, the tasks, the seed, the weights and images of the suite, the code that is
+    run, the versions of torch and open_clip, and the class and precision of the device; with docstrings, comments,
+    annotations, messages and the places of files they do not.
+
+    Raises:
+        KitError: the cell names something that does not exist.
+    """
+    return key_of(suite, resolved(suite, cell))
+
+
+def key_of(suite: Suite, cell: Cell) -> str:
+    """Return the key of a cell that is resolved already."""
+    # What is not used is left out, so that a new field of `Cell` renames no record.
+    unused = {name for name in ("corruption", "broken") if not getattr(cell, name)}
+    # A method of one's own is what its code does: the file that a name may begin with can move.
+    method = cell.method.rpartition(":")[2]
+    return content_hash(
+        {
+            "cell": cell.model_dump(exclude=unused) | {"method": method},
+            "access": str(registry.get(cell.method).access_with(cell.parameters)),
+            "suite": fingerprint(asked(suite, cell), cell),
+            "code": code(suite, cell),
+            "environment": environment(suite),
+        }
+    )
+
+
+def asked(suite: Suite, cell: Cell) -> Suite:
+    """Return the suite that `cell` is about: with experts of its seed, and with its corruption of the test images."""
+    return corruptions.corrupted(suite.with_expert_seed(cell.expert_seed), cell.corruption)
+
+
+def fingerprint(suite: Suite, cell: Cell) -> dict[str, Any]:
+    """Return hashes of the weights and images that the (resolved) cell looks at; `suite` is the one it is about."""
+    looked_at = tuple(dict.fromkeys((*cell.evaluate, *cell.adapt)))
+    access = registry.get(cell.method).access_with(cell.parameters)
+    learnt = cell.adapt if access in (registry.Access.CALIBRATION, registry.Access.LABELLED) else ()
+    return suite.fingerprint(cell.pool, looked_at, learnt)
+
+
+def code(suite: Suite, cell: Cell) -> str:
+    """Return a hash of the code that computes a (resolved) cell."""
+    start = cell.parameters.get("start")  # the name of another method: no import leads there
+    methods = [registry.get(cell.method), *(info for info in registry.all_methods() if info.name == start)]
+    parts: list[Any] = [info.function for info in methods]
+    parts += [*suite.computing, evaluation.accuracies]
+    if "data" in registry.get(cell.method).resources:
+        parts.append(task_data.shown)
+    if cell.broken:
+        parts.append(broken.Broken)
+    return content_hash([_code_of(part) for part in parts])
+
+
+def environment(suite: Suite) -> dict[str, str]:
+    """Return what else may change an answer's digits: versions, class of device, and precision."""
+    # A build's suffix, such as +cpu, says what the class of device says.
+    known = {name: version.partition("+")[0] for name, version in versions().items() if name in ("torch", "open_clip")}
+    return {**known, "device": suite.device.type, "dtype": str(suite.working_dtype).removeprefix("torch.")}
+
+
+def _code_of(part: Any) -> str:
+    # The kit's own code does not change while it runs; a notebook's cell may.
+    return _known_code_of(part) if part.__module__.partition(".")[0] == PACKAGE else code_of(part)
+
+
+_known_code_of = cache(code_of)
