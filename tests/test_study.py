@@ -112,7 +112,7 @@ def test_labelled_images_come_from_the_training_split_with_their_labels(suite: "
 
 def test_with_few_samples_only_those_are_seen_again_and_again(suite: "Suite") -> None:
     data = task_data.shown(suite, ("digits",), Access.CALIBRATION)
-    drawn = [pixels(batch["digits"]) for batch in data.batches(images_per_task=5, steps=4, seed=3, samples=10)]
+    drawn = [pixels(batch["digits"]) for batch in data.batches(images_per_task=5, steps=4, seed=3, keep=10)]
     assert all(np.array_equal(drawn[step], drawn[step + 2]) for step in range(2))
     assert len({image.tobytes() for batch in drawn for image in batch}) == 10
     full = next(iter(data.batches(images_per_task=5, steps=1, seed=3)))
@@ -122,7 +122,7 @@ def test_with_few_samples_only_those_are_seen_again_and_again(suite: "Suite") ->
 def test_of_a_share_only_that_part_of_the_images_is_seen(suite: "Suite") -> None:
     def shown(share: float, steps: int = 6) -> list[list[bytes]]:
         data = task_data.shown(suite, ("digits",), Access.UNLABELLED)
-        drawn = data.batches(images_per_task=15, steps=steps, seed=3, share=share)
+        drawn = data.batches(images_per_task=15, steps=steps, seed=3, keep=share)
         return [[image.tobytes() for image in pixels(batch["digits"])] for batch in drawn]
 
     few, many = shown(0.1), shown(0.5)  # of 40 images
