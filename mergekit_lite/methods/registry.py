@@ -72,7 +72,7 @@ class Merged:
     """
 
     weights: Weights
-    own: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    own: Pool = field(default_factory=dict)
     trace: dict[str, Any] = field(default_factory=dict)
 
     def for_task(self, name: str) -> Mapping[str, Tensor]:
