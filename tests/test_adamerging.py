@@ -289,7 +289,9 @@ def test_a_loss_that_becomes_nan_keeps_the_best_coefficients(how: str, what: str
 
 def test_a_loss_that_is_nan_from_the_start_keeps_the_initial_coefficients(pico: Pico) -> None:
     data = spoilt(pico, 2, 1, "loss")
-    with pytest.warns(RuntimeWarning, match=r"Stopped at step 1: the loss became nan\. Kept is the state of the start\."):
+    with pytest.warns(
+        RuntimeWarning, match=r"Stopped at step 1: the loss became nan\. Kept is the state of the start\."
+    ):
         merged = task_wise_adamerging(pico.base, pico.experts, data, steps=2)
     assert merged.trace["loss"] == []
     assert merged.trace["coefficients"]["values"] == [[0.3]] * 3
