@@ -17,25 +17,7 @@ import typer
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks import measuring
-from benchmarks.models import (
-    BLOCKS,
-    GIB,
-    RESULTS,
-    WIDTH,
-    Blocks,
-    Folder,
-    NoiseTasks,
-    Pool,
-    Results,
-    Width,
-    encoder,
-    load,
-    model_folder,
-    module_with,
-    peer,
-    write_models,
-)
+from benchmarks import measuring, models
 from mergekit_lite.methods.shared.adapting import adam, adapt
 from mergekit_lite.methods.shared.bank import Bank
 from mergekit_lite.methods.shared.objectives import mean_entropy
@@ -51,14 +33,14 @@ Tick = Callable[[int, Tensor | None], None]
 Experts = dict[str, LazyWeights]
 
 
-def images_of(data: NoiseTasks) -> dict[str, Tensor]:
+def images_of(data: models.NoiseTasks) -> dict[str, Tensor]:
     """Return the images by task."""
     return {task: images for task, images in data.given.items() if isinstance(images, Tensor)}
 
 
-def floor(base: Weights, experts: Experts, data: NoiseTasks, steps: int, tick: Tick) -> None:
+def floor(base: Weights, experts: Experts, data: models.NoiseTasks, steps: int, tick: Tick) -> None:
     """Only forward and backward of all images through one encoder: no merge, no coefficients."""
-    model = module_with(data.module, base)
+    model = models.module_with(data.module, base)
     tick(0, None)
     for step in range(1, steps + 1):
         images = images_of(data)
@@ -71,7 +53,7 @@ def floor(base: Weights, experts: Experts, data: NoiseTasks, steps: int, tick: T
         tick(step, None)
 
 
-def ours(base: Weights, experts: Experts, data: NoiseTasks, steps: int, tick: Tick) -> None:
+def ours(base: Weights, experts: Experts, data: models.NoiseTasks, steps: int, tick: Tick) -> None:
     """The library's own loop, as `layer_wise_adamerging` calls it."""
     with torch.no_grad():
         bank = Bank.of(base, experts)
@@ -85,7 +67,7 @@ def ours(base: Weights, experts: Experts, data: NoiseTasks, steps: int, tick: Ti
         adapt(bank, raw, data, batches, update, objective="entropy", steps=steps, clamp=True, watch=watch)
 
 
-def plain(base: Weights, experts: Experts, data: NoiseTasks, steps: int, tick: Tick) -> None:
+def plain(base: Weights, experts: Experts, data: models.NoiseTasks, steps: int, tick: Tick) -> None:
     """Autograd through the sum: the coefficients are a leaf, and each task has a forward pass of its own."""
     vectors = [task_vector(expert, base) for expert in experts.values()]
     raw = torch.full((len(vectors), len(base)), INITIAL, device=next(iter(base.values())).device, requires_grad=True)
@@ -107,16 +89,16 @@ def plain(base: Weights, experts: Experts, data: NoiseTasks, steps: int, tick: T
         tick(step, raw.grad)
 
 
-def fusion_bench(base: Weights, experts: Experts, data: NoiseTasks, steps: int, tick: Tick) -> None:
+def fusion_bench(base: Weights, experts: Experts, data: models.NoiseTasks, steps: int, tick: Tick) -> None:
     """FusionBench's class in its algorithm's loop: a backward pass a task, through the sum each time.
 
     The loss is ours, which differs from theirs by 1e-8 inside a logarithm.
     """
-    wrapper = peer("models.wrappers.layer_wise_fusion")
-    tuned = [module_with(data.module, expert) for expert in experts.values()]
+    wrapper = models.peer("models.wrappers.layer_wise_fusion")
+    tuned = [models.module_with(data.module, expert) for expert in experts.values()]
     initial = wrapper.get_layer_wise_weights(len(tuned), len(base), INITIAL)
     initial = initial.to(next(iter(base.values())).device)
-    module = wrapper.LayerWiseMergedModel(initial, module_with(data.module, base), tuned, clamp_weights=True)
+    module = wrapper.LayerWiseMergedModel(initial, models.module_with(data.module, base), tuned, clamp_weights=True)
     optimiser = torch.optim.Adam([module.merge_weight], lr=RATE)
     module.merge_weights()
     tick(0, None)
@@ -156,8 +138,8 @@ def measure(
         "seconds" a step (the median), "difference" from the gradient of ours, "memory" in bytes that
         is held before and after the timed steps, and on a GPU "gpu", torch's peak after the first step.
     """
-    base, experts = load(Path(place), pool, device)
-    data = NoiseTasks.of(encoder(blocks, width), pool, images, device)
+    base, experts = models.load(Path(place), pool, device)
+    data = models.NoiseTasks.of(models.encoder(blocks, width), pool, images, device)
     base = {name: base[name] for name, _ in data.module.named_parameters()}  # the order that FusionBench goes by
     reference = Path(place) / f"gradient-{device}-{pool}-{images}.pt"
     warm = 2 if autocast else 1
@@ -200,28 +182,28 @@ def _compare(implementation: str, gradient: Tensor, expected: Tensor, most: floa
 
 
 def main(
-    pool: Pool = 8,
+    pool: models.Pool = 8,
     images: Annotated[int, typer.Option(min=1, help="Images of each task in a step.")] = 16,
     steps: Annotated[int, typer.Option(min=2, help="Timed steps.")] = 3,
     device: Annotated[str, typer.Option(help="cpu, or cuda: bfloat16 autocast, task vectors on the GPU.")] = "cpu",
-    blocks: Blocks = BLOCKS,
-    width: Width = WIDTH,
-    folder: Folder = None,
-    results: Results = RESULTS,
+    blocks: models.Blocks = models.BLOCKS,
+    width: models.Width = models.WIDTH,
+    folder: models.Folder = None,
+    results: models.Results = models.RESULTS,
 ) -> None:
     """Time a step of layer-wise AdaMerging, and its peak memory, against the plain way, FusionBench and the floor."""
     options = {"pool": pool, "images": images, "steps": steps, "device": device, "blocks": blocks, "width": width}
     precision = "bfloat16 autocast on a GPU" if device == "cuda" else "float32 on a CPU"
     report = measuring.Report("adamerging_step", f"A step of layer-wise AdaMerging, {precision}.", options, device)
     names = ["floor", "ours", "plain"]
-    if peer("models.wrappers.layer_wise_fusion"):
+    if models.peer("models.wrappers.layer_wise_fusion"):
         # As shipped FusionBench computes in float32; on a GPU it is measured with autocast too.
         names += ["FusionBench, autocast", "FusionBench"] if device == "cuda" else ["FusionBench"]
     else:
         print("  FusionBench is not installed: not compared")
     found: dict[str, measuring.Measured] = {}
-    with model_folder(folder) as models:
-        place = write_models(models, pool, blocks=blocks, width=width)
+    with models.model_folder(folder) as written:
+        place = models.write_models(written, pool, blocks=blocks, width=width)
         for name in names:
             autocast = device == "cuda" and name != "FusionBench"
             one = found[name] = measuring.in_own_process(
@@ -229,7 +211,9 @@ def main(
             )
             held = one.result["memory"]
             one.result["growth"] = held[-1] / held[0] if held[0] else None
-            report.line(name, f"{one.result['seconds']:.3f} s a step, peak {one.peak / GIB:.2f} GiB {one.memory()}")
+            report.line(
+                name, f"{one.result['seconds']:.3f} s a step, peak {one.peak / models.GIB:.2f} GiB {one.memory()}"
+            )
             report.details[name] = {**one.result, **one.memory()}
     for name in names[2:]:
         report.line(f"coefficient gradient of {name} against ours", f"{found[name].result['difference']:.1e}")

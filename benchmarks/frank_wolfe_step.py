@@ -16,23 +16,7 @@ import typer
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from benchmarks import measuring
-from benchmarks.models import (
-    BLOCKS,
-    RESULTS,
-    WIDTH,
-    Blocks,
-    Folder,
-    NoiseTasks,
-    Results,
-    Width,
-    encoder,
-    load,
-    model_folder,
-    module_with,
-    peer,
-    write_models,
-)
+from benchmarks import measuring, models
 from mergekit_lite.methods.averaging import task_arithmetic
 from mergekit_lite.methods.frank_wolfe.gradient import START, mean_gradient, vertex_pool
 from mergekit_lite.methods.frank_wolfe.hard import hard_step
@@ -52,7 +36,7 @@ Selection = tuple[str, dict[str, float]]
 """The chosen vertex, and the score of each."""
 
 
-def ours(theta: Weights, experts: Experts, data: NoiseTasks, iterations: int) -> dict[str, Any]:
+def ours(theta: Weights, experts: Experts, data: models.NoiseTasks, iterations: int) -> dict[str, Any]:
     """The lines of `hard_frank_wolfe`'s loop, with FusionBench's oracle."""
     vertices = vertex_pool(experts, theta)
     lengths, once = measuring.timed(lambda: norms(vertices, tuple(theta)))
@@ -97,7 +81,7 @@ class _Checkpoint(dict[str, Tensor]):
 
 def their_selection(gradients: Weights, checkpoints: dict[str, Weights]) -> Selection:
     """Let FusionBench select."""
-    algorithm = peer("method.fw_merging.fw_hard").FrankWolfeHardAlgorithm
+    algorithm = models.peer("method.fw_merging.fw_hard").FrankWolfeHardAlgorithm
     wrapped = {name: _Checkpoint(weights) for name, weights in checkpoints.items()}
     _, chosen, _, scores = algorithm.frank_wolfe_selection(None, gradients, wrapped)
     return chosen, scores
@@ -106,7 +90,7 @@ def their_selection(gradients: Weights, checkpoints: dict[str, Weights]) -> Sele
 def one_by_one(
     theta: Weights,
     experts: Experts,
-    data: NoiseTasks,
+    data: models.NoiseTasks,
     iterations: int,
     select: Callable[[Weights, dict[str, Weights]], Selection],
 ) -> dict[str, Any]:
@@ -115,7 +99,7 @@ def one_by_one(
         task: {k: v.clone() for k, v in expert.items()} for task, expert in experts.items()
     }
     checkpoints[START] = theta
-    model = module_with(data.module, theta)
+    model = models.module_with(data.module, theta)
     gradients, selections = [], []
     scores: dict[str, float] = {}
     for _ in range(iterations):
@@ -156,8 +140,8 @@ def measure(
         Seconds of "gradient", "selection" (with the step) and "once" a merge; "seconds", of an iteration in all; the
         "scores" of the first iteration by vertex.
     """
-    base, experts = load(Path(place), pool)
-    data = NoiseTasks.of(encoder(blocks, width), tasks, images // tasks, labels=True)
+    base, experts = models.load(Path(place), pool)
+    data = models.NoiseTasks.of(models.encoder(blocks, width), tasks, images // tasks, labels=True)
     theta = task_arithmetic(base, experts, scaling=SCALING / pool).weights
     if implementation == "ours":
         found = ours(theta, experts, data, 1 + iterations)
@@ -191,22 +175,22 @@ def main(
     tasks: Annotated[int, typer.Option(min=1, help="Tasks that the images are of.")] = 8,
     images: Annotated[int, typer.Option(min=1, help="Images in all, a multiple of the tasks.")] = 32,
     iterations: Annotated[int, typer.Option(min=1, help="Timed iterations; the median.")] = 2,
-    blocks: Blocks = BLOCKS,
-    width: Width = WIDTH,
-    folder: Folder = None,
-    results: Results = RESULTS,
+    blocks: models.Blocks = models.BLOCKS,
+    width: models.Width = models.WIDTH,
+    folder: models.Folder = None,
+    results: models.Results = models.RESULTS,
 ) -> None:
     """Time an iteration of hard Frank-Wolfe against the peer's way."""
     sizes = [int(size) for size in pools.split(",")]
     shape = {"tasks": tasks, "images": images, "iterations": iterations, "blocks": blocks, "width": width}
     report = measuring.Report("frank_wolfe_step", "An iteration of hard Frank-Wolfe.", {"pools": sizes, **shape})
     names = ["ours", "plain"]
-    if peer("method.fw_merging.fw_hard"):
+    if models.peer("method.fw_merging.fw_hard"):
         names.append("FusionBench")
     else:
         print("  FusionBench is not installed: not compared")
-    with model_folder(folder) as models:
-        place = write_models(models, max(sizes), blocks=blocks, width=width)
+    with models.model_folder(folder) as written:
+        place = models.write_models(written, max(sizes), blocks=blocks, width=width)
         for size in sizes:
             found: dict[str, dict[str, Any]] = {}
             for name in names:

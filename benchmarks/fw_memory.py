@@ -13,23 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks import measuring
-from benchmarks.models import (
-    BLOCKS,
-    GIB,
-    RESULTS,
-    WIDTH,
-    Blocks,
-    Folder,
-    NoiseTasks,
-    Results,
-    Width,
-    encoder,
-    link_models,
-    load,
-    model_folder,
-    write_models,
-)
+from benchmarks import measuring, models
 from mergekit_lite import methods
 from mergekit_lite.methods.registry import Access, all_methods, get
 
@@ -59,9 +43,9 @@ def merge(method: str, place: str, *, pool: int, blocks: int, width: int) -> dic
     given: dict[str, Any] = {}
     if method == FRANK_WOLFE:
         given = {"iterations": 2, "samples": IMAGES}
-        given["data"] = NoiseTasks.of(encoder(blocks, width), TASKS, IMAGES, labels=True)
+        given["data"] = models.NoiseTasks.of(models.encoder(blocks, width), TASKS, IMAGES, labels=True)
     before = measuring.anonymous_memory()
-    base, experts = load(Path(place), pool)
+    base, experts = models.load(Path(place), pool)
     begun = time.perf_counter()
     get(method).function(base, experts, **given)
     return {"seconds": time.perf_counter() - begun, "before": before}
@@ -74,22 +58,22 @@ def main(
         int, typer.Option(min=1, help=f"Blocks for {', '.join(sorted(SLOW))}, smallest and largest pool only.")
     ] = 1,
     distinct: Annotated[int, typer.Option(min=1, help="Distinct expert files, 350 MB each at full size.")] = 4,
-    blocks: Blocks = BLOCKS,
-    width: Width = WIDTH,
-    folder: Folder = None,
-    results: Results = RESULTS,
+    blocks: models.Blocks = models.BLOCKS,
+    width: models.Width = models.WIDTH,
+    folder: models.Folder = None,
+    results: models.Results = models.RESULTS,
 ) -> None:
     """Measure peak memory of merges for growing pools of experts in files."""
     sizes = [int(size) for size in pools.split(",")]
     wanted = only.split(",") if only else [FRANK_WOLFE, *data_free()]
     options = {"pools": sizes, "blocks": blocks, "slow_blocks": slow_blocks, "width": width, "distinct": distinct}
     report = measuring.Report("fw_memory", "Peak memory of a merge of experts in files does not grow.", options)
-    with model_folder(folder) as models:
+    with models.model_folder(folder) as written:
         for method in wanted:
             slow = method in SLOW
             depth, chosen = (min(slow_blocks, blocks), [sizes[0], sizes[-1]]) if slow else (blocks, sizes)
-            place = write_models(models, distinct, blocks=depth, width=width)
-            link_models(place, distinct, max(sizes))
+            place = models.write_models(written, distinct, blocks=depth, width=width)
+            models.link_models(place, distinct, max(sizes))
             peaks, libraries = {}, None
             for size in chosen:
                 one = measuring.in_own_process(
@@ -99,7 +83,8 @@ def main(
                 report.details[f"{method} {size}"] = {**one.result, **one.memory(), "blocks": depth}
                 report.line(
                     f"{method} of {size} ({depth} blocks)",
-                    f"anonymous {(one.anonymous or 0) / GIB:.3f} GiB, resident {one.resident / GIB:.3f} GiB, "
+                    f"anonymous {(one.anonymous or 0) / models.GIB:.3f} GiB, "
+                    f"resident {one.resident / models.GIB:.3f} GiB, "
                     f"{one.result['seconds']:.1f} s",
                 )
             first, last = peaks[sizes[0]], peaks[sizes[-1]]
@@ -108,7 +93,7 @@ def main(
             if libraries:  # what Python and torch take hides growth
                 report.ratio(f"peak memory without libraries, {growth}", (last - libraries) / (first - libraries))
             if method == "ties_merging" and 8 in peaks:
-                report.ratio("peak memory of TIES of 8 models / 3 GiB", peaks[8] / (3 * GIB), most=1.0)
+                report.ratio("peak memory of TIES of 8 models / 3 GiB", peaks[8] / (3 * models.GIB), most=1.0)
     report.write(results)
 
 

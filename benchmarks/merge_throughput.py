@@ -15,22 +15,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks import measuring
-from benchmarks.models import (
-    BLOCKS,
-    GIB,
-    RESULTS,
-    WIDTH,
-    Blocks,
-    Folder,
-    Pool,
-    Results,
-    Width,
-    load,
-    model_folder,
-    peer,
-    write_models,
-)
+from benchmarks import measuring, models
 from mergekit_lite.methods.averaging import simple_average, task_arithmetic
 from mergekit_lite.methods.isotropic import iso_c, iso_cts, subspace_sizes
 from mergekit_lite.methods.registry import Merged
@@ -111,8 +96,8 @@ PLAIN = {"tsv_merging": plain_tsv, "iso_c": plain_iso_c, "iso_cts": plain_iso_ct
 
 def other_way(method: str) -> tuple[str, Callable[[list[Weights]], Weights]]:
     """Return FusionBench's function of task vectors where it is installed, else the plain one."""
-    tsv = peer("method.task_singular_vector.utils.TSVM_utils")
-    iso = peer("method.isotropic_merging.iso_utils")
+    tsv = models.peer("method.task_singular_vector.utils.TSVM_utils")
+    iso = models.peer("method.isotropic_merging.iso_utils")
     if tsv is None or iso is None:
         return "plain", lambda vectors: by_matrix(PLAIN[method], vectors)
     theirs: dict[str, Callable[[list[Weights]], Weights]] = {
@@ -132,12 +117,12 @@ def relative(merged: Mapping[str, Tensor], base: Weights, theirs: Weights) -> fl
 
 def streaming(report: measuring.Report, place: Path, pool: int, repeats: int) -> None:
     """Time the merges that only read and add, against reading."""
-    base, experts = load(place, pool)
+    base, experts = models.load(place, pool)
     paths = [place / "base.safetensors", *(expert.path for expert in experts.values())]
     read_once(paths)  # now they are in the page cache
     reading = measuring.seconds(lambda: read_once(paths), repeats)
     size = sum(path.stat().st_size for path in paths)
-    report.line(f"reading {size / GIB:.2f} GiB once", f"{reading:.3f} s")
+    report.line(f"reading {size / models.GIB:.2f} GiB once", f"{reading:.3f} s")
     report.details["reading"] = {"seconds": reading, "bytes": size}
     for merge, most in STREAMING:
         taken = measuring.seconds(partial(merge, base, experts), repeats)
@@ -148,7 +133,7 @@ def streaming(report: measuring.Report, place: Path, pool: int, repeats: int) ->
 
 def spectral(report: measuring.Report, place: Path, pool: int) -> None:
     """Time the merges that decompose matrices, against other implementations."""
-    base, files = load(place, pool)
+    base, files = models.load(place, pool)
     experts = {name: dict(file) for name, file in files.items()}
     vectors = [task_vector(expert, base) for expert in experts.values()]
     for merge, least in SPECTRAL:
@@ -165,22 +150,22 @@ def spectral(report: measuring.Report, place: Path, pool: int) -> None:
 
 
 def main(
-    pool: Pool = 8,
+    pool: models.Pool = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Times that reading and adding are timed; the median.")] = 3,
     spectral_blocks: Annotated[
         int, typer.Option(min=1, help="Blocks for the spectral merges, whose ratio does not depend on the depth.")
     ] = 2,
-    blocks: Blocks = BLOCKS,
-    width: Width = WIDTH,
-    folder: Folder = None,
-    results: Results = RESULTS,
+    blocks: models.Blocks = models.BLOCKS,
+    width: models.Width = models.WIDTH,
+    folder: models.Folder = None,
+    results: models.Results = models.RESULTS,
 ) -> None:
     """Time merges without data against reading the files, and against full singular value decompositions."""
     options = {"pool": pool, "blocks": blocks, "spectral_blocks": min(spectral_blocks, blocks), "width": width}
     report = measuring.Report("merge_throughput", "Time of merges without data, models in the page cache.", options)
-    with model_folder(folder) as models:
-        streaming(report, write_models(models, pool, blocks=blocks, width=width), pool, repeats)
-        spectral(report, write_models(models, pool, blocks=options["spectral_blocks"], width=width), pool)
+    with models.model_folder(folder) as written:
+        streaming(report, models.write_models(written, pool, blocks=blocks, width=width), pool, repeats)
+        spectral(report, models.write_models(written, pool, blocks=options["spectral_blocks"], width=width), pool)
     report.write(results)
 
 

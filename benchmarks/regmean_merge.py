@@ -13,22 +13,7 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks import measuring
-from benchmarks.models import (
-    BLOCKS,
-    GIB,
-    RESULTS,
-    WIDTH,
-    Blocks,
-    Folder,
-    Pool,
-    Results,
-    Width,
-    load,
-    model_folder,
-    peer,
-    write_models,
-)
+from benchmarks import measuring, models
 from mergekit_lite.methods.regmean import gram, merge_with_grams
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import Weights
@@ -80,7 +65,7 @@ def plain(base: Weights, experts: dict[str, LazyWeights], grams: list[Weights]) 
 def fusion_bench(base: Weights, experts: dict[str, LazyWeights], grams: list[Weights]) -> Weights:
     """FusionBench's function; it knows a layer by a name that ends in ".weight"."""
     given = {f"{name}.weight": [expert[name] for expert in experts.values()] for name in base}
-    merged = peer("method.regmean.regmean").merging_with_regmean_weights(given, grams, OFF_DIAGONAL)
+    merged = models.peer("method.regmean.regmean").merging_with_regmean_weights(given, grams, OFF_DIAGONAL)
     return {name: merged[f"{name}.weight"] for name in base}
 
 
@@ -93,7 +78,7 @@ def measure(implementation: str, place: str, *, pool: int, rows: int, repeats: i
     Returns:
         "seconds" (the median), and "difference" of what is added to the base, relative to its length.
     """
-    base, experts = load(Path(place), pool)
+    base, experts = models.load(Path(place), pool)
     grams = noise_grams(base, pool, rows)
     work = partial(IMPLEMENTATIONS[implementation], base, experts, grams)
     merged, taken = measuring.timed(work)
@@ -114,25 +99,25 @@ def measure(implementation: str, place: str, *, pool: int, rows: int, repeats: i
 
 
 def main(
-    pool: Pool = 8,
+    pool: models.Pool = 8,
     rows: Annotated[int, typer.Option(min=1, help="Inputs that each Gram matrix is of.")] = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Times it is done; the median, without the first.")] = 3,
-    blocks: Blocks = BLOCKS,
-    width: Width = WIDTH,
-    folder: Folder = None,
-    results: Results = RESULTS,
+    blocks: models.Blocks = models.BLOCKS,
+    width: models.Width = models.WIDTH,
+    folder: models.Folder = None,
+    results: models.Results = models.RESULTS,
 ) -> None:
     """Time RegMean's merge step against the plain way."""
     options = {"pool": pool, "rows": rows, "repeats": repeats, "blocks": blocks, "width": width}
     report = measuring.Report("regmean_merge", "RegMean's merge step from ready Gram matrices.", options)
     names = ["ours", "plain"]
-    if peer("method.regmean.regmean"):
+    if models.peer("method.regmean.regmean"):
         names.append("FusionBench")
     else:
         print("  FusionBench is not installed: not compared")
     took = {}
-    with model_folder(folder) as models:
-        place = write_models(models, pool, blocks=blocks, width=width)
+    with models.model_folder(folder) as written:
+        place = models.write_models(written, pool, blocks=blocks, width=width)
         for name in names:
             one = measuring.in_own_process(
                 measure, implementation=name, place=str(place), pool=pool, rows=rows, repeats=repeats
@@ -140,7 +125,7 @@ def main(
             took[name] = one.result["seconds"]
             report.details[name] = {**one.result, **one.memory()}
             away = "" if name == "ours" else f", {one.result['difference']:.1e} away from ours"
-            report.line(name, f"{took[name]:.2f} s, peak with its inputs {one.peak / GIB:.2f} GiB{away}")
+            report.line(name, f"{took[name]:.2f} s, peak with its inputs {one.peak / models.GIB:.2f} GiB{away}")
     for name in names[1:]:
         report.ratio(f"time, {name} / ours", took[name] / took["ours"], least=3)
     report.write(results)

@@ -30,9 +30,7 @@ def cache_dir(*parts: str) -> Path:
     folder = (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("mergekit-lite")).joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(
-            dir=folder
-        ):  # os.access says yes to root on a read-only file system; a try cannot lie
+        with tempfile.TemporaryFile(dir=folder):  # a try cannot lie: os.access says yes to root on a read-only disk
             pass
     except OSError as error:
         raise KitError(
@@ -68,18 +66,18 @@ def content_hash(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_hash(path: Path) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of a file's bytes."""
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, all 64 hexadecimal digits."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the first 16 digits of `file_digest`."""
+    return file_digest(path)[:16]
 
 
 def code_lines(source: str) -> list[str]:
     """Return the lines of a Python source text without blank lines and lines that hold only a comment."""
     lines = (line.rstrip() for line in source.splitlines())
     return [line for line in lines if line and not line.lstrip().startswith("#")]
-
-
-def code_hash(*files: Path) -> str:
-    """Return a hash of Python source files that blank lines and lines with only a comment do not change."""
-    return content_hash([code_lines(file.read_text(encoding="utf-8")) for file in files])

@@ -34,7 +34,7 @@ def worded(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             typer.echo(f"Error: {error}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            typer.echo("Interrupted. What was finished is kept: run the same command again to go on.", err=True)
+            typer.echo("Interrupted. What was finished is kept: run the same command again to resume.", err=True)
             raise typer.Exit(130) from None
 
     return wrapped
@@ -86,7 +86,7 @@ def promote(
     """Check a profile's executed notebooks and copy them into the book, and with them the records behind them.
 
     A notebook gets in only if it ran to its end without an error, is up to date with its template, holds no path of
-    this machine, and describes every figure in words.
+    this machine, and describes every figure in words. What came out as before stays as it is.
 
     Example: `mergekit-lite promote miniature`
     """
@@ -95,9 +95,8 @@ def promote(
     root = profiles.find_root()
     for name in profiles.load(profile, root).notebooks:
         executed, template = root / "build" / profile / f"{name}.ipynb", root / "notebooks" / f"{name}.ipynb"
-        typer.echo(promotion.promote(executed, template, root / "book" / "executed").relative_to(root))
-    records = promotion.promote_records(root / "book" / "executed", root / "book" / "records")
-    typer.echo(f"book/records: {len(records)} records")
+        typer.echo(promotion.promote(executed, template, root / "book").relative_to(root))
+    typer.echo(f"book/records: {len(promotion.promote_records(root / 'book'))} records")
 
 
 @app.command()
@@ -152,7 +151,7 @@ def finetune(
 ) -> None:
     """Fine-tune an expert of your own on one task, by the recipe of the benchmark's experts (FusionBench).
 
-    The same command goes on from the last checkpoint. The result is written with open_clip's names and, for CLIP, in
+    The same command resumes from the last checkpoint. The result is written with open_clip's names and, for CLIP, in
     the format of transformers too.
 
     Example: `mergekit-lite finetune clip-vit-b-32 dtd --output experts/dtd`
@@ -161,7 +160,7 @@ def finetune(
     from mergekit_lite.suites.clip import finetune as tuning
 
     typer.echo(
-        tuning.finetune(
+        tuning.make_expert(
             load_suite(suite, device),
             task,
             output=output or Path("finetuned") / suite / task,
@@ -177,7 +176,7 @@ def finetune(
 @app.command()
 @worded
 def convert(
-    file: Annotated[Path, typer.Argument(metavar="FILE.pt", help="An encoder that was written by `torch.save`.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.pt", help="An encoder written by `torch.save`.")],
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="By default FILE with the suffix `.safetensors`.")
     ] = None,
@@ -211,7 +210,7 @@ def convert(
 @worded
 def doctor(
     profile: Annotated[
-        str | None, typer.Argument(metavar="[PROFILE]", help="Predict what running this profile takes here.")
+        str | None, typer.Argument(metavar="PROFILE", help="Predict what running this profile takes here.")
     ] = None,
 ) -> None:
     """Show what this machine has and what is cached; with a profile, what it will take in time, memory and disk.
@@ -238,11 +237,11 @@ def fetch(
 ) -> None:
     """Download a suite's weights and images ahead of time, check them, and show what is there.
 
-    Run it again to go on where it stopped. Afterwards everything runs with `HF_HUB_OFFLINE=1`.
+    Run it again to resume where it stopped. Afterwards everything runs with `HF_HUB_OFFLINE=1`.
 
     Example: `mergekit-lite fetch clip-vit-b-32 --tasks eight`
     """
     from mergekit_lite.suites.clip import fetch as fetching
     from mergekit_lite.workers import cores
 
-    fetching.fetch(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run)
+    fetching.fetch_suite(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run)

@@ -54,6 +54,7 @@ class LazyWeights(Mapping[str, Tensor]):
         try:
             self._file: Any = safe_open(self.path, framework="pt", device=str(device))
             self._names: tuple[str, ...] = tuple(self._file.keys())
+            self.metadata: dict[str, str] = self._file.metadata() or {}
         except FileNotFoundError as error:
             raise KitError(f"There is no weights file {self.path}. Check the path, or make the file again.") from error
         except (OSError, SafetensorError) as error:

@@ -5,6 +5,7 @@ A mismatch between two models is never repaired or skipped: it raises and names 
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -85,12 +86,8 @@ def _layout(weights: Mapping[str, Tensor], name: str) -> tuple[tuple[int, ...], 
     return tuple(weights[name].shape), weights[name].dtype
 
 
-def check_same(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], *, name: str) -> None:
-    """Check that `other` has the names, shapes and dtypes of `reference`; `name` says in the error what `other` is.
-
-    Raises:
-        KitError: they differ; the first three offending tensors are named.
-    """
+def mismatches(reference: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Return in words where names, shapes and dtypes of `other` differ from those of `reference`, the base."""
     problems = []
     for key in reference:
         if key not in other:
@@ -101,7 +98,16 @@ def check_same(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], *, 
             problems.append(f"'{key}' has shape {its_shape}, the base {shape}")
         elif its_dtype != dtype:
             problems.append(f"'{key}' is {its_dtype}, the base {dtype}")
-    problems += [f"'{key}' is not in the base" for key in other if key not in reference]
+    return problems + [f"'{key}' is not in the base" for key in other if key not in reference]
+
+
+def check_same(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], *, name: str) -> None:
+    """Check that `other` has the names, shapes and dtypes of `reference`; `name` says in the error what `other` is.
+
+    Raises:
+        KitError: they differ; the first three offending tensors are named.
+    """
+    problems = mismatches(reference, other)
     if problems:
         raise KitError(
             f"The weights of {name} do not fit the base weights: {first_three(problems)}. "
@@ -122,6 +128,17 @@ def check_floating(weights: Mapping[str, Tensor], *, name: str) -> None:
             f"{name[0].upper()}{name[1:]} must be floating-point, but {first_three(problems)}. "
             "Leave counters and indices out of what is merged."
         )
+
+
+def private(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the same weights for somebody who may write to them: `weights` stay as they are, whatever happens.
+
+    Tensors in memory are copied. A file is opened anew: what is written to its tensors is seen where it was opened
+    only. Other mappings make their tensors when they are asked for, new ones each time.
+    """
+    if isinstance(weights, dict):
+        return {name: tensor.clone() for name, tensor in weights.items()}
+    return copy(weights) if isinstance(weights, LazyWeights) else weights
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -200,7 +200,7 @@ def put_models(hub: LoopbackHub, *tasks: str) -> None:
     import open_clip
     from safetensors.torch import save
 
-    from mergekit_lite.suites.clip import base_file, expert_file
+    from mergekit_lite.suites.clip.benchmark import base_file, expert_file
     from mergekit_lite.suites.clip.transformers_format import to_transformers
 
     model = MODELS["clip-vit-b-32"]

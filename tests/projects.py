@@ -7,7 +7,9 @@ import yaml
 
 from mergekit_lite.pipeline.profiles import Profile
 
-PARAMETERS = 'steps: int = 3  # how many\nrate: float = 1e-3\nnames: list[str] = ["a"]\nsuite: str = "miniature"'
+PARAMETERS = (
+    'steps: int = 3  # how many\nrate: float = 1e-3\nname: str = "a"\nquick: bool = False\nsuite: str = "miniature"'
+)
 
 
 def write_notebook(root: Path, name: str, *cells: str, parameters: str | None = PARAMETERS) -> Path:

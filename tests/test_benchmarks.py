@@ -49,8 +49,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return measuring.Measured(result, measuring.peak_resident(), None)
 
     monkeypatch.setattr(measuring, "in_own_process", call)
-    for module in (adamerging_step, frank_wolfe_step, merge_throughput, regmean_merge):
-        monkeypatch.setattr(module, "peer", lambda name: None)
+    monkeypatch.setattr(models, "peer", lambda name: None)
 
 
 def run(name: str, folder: Path, results: Path) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def test_scores_agree_at_toy_size(folder: Path, tmp_path: Path) -> None:
     details = run("frank_wolfe_step", folder, tmp_path)["details"]
     ours, plain = details["ours 2"]["scores"], details["plain 2"]["scores"]
     assert set(ours) == {"task00", "task01", "start"}
-    assert ours == pytest.approx(plain, rel=1e-4)
+    assert ours == pytest.approx(plain, rel=1e-4, abs=1e-6)  # sums of cosines
 
 
 def test_what_differs_is_not_compared(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +167,12 @@ def test_the_page_cache_does_not_count(tmp_path: Path) -> None:
 
 def test_every_script_is_in_the_table() -> None:
     table = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "models", "measuring"}
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {
+        "__init__",
+        "models",
+        "measuring",
+        "same_records",
+    }
     assert scripts == {*SCRIPTS, "decode_cache"}  # that one serves a hub and decodes for minutes
     for script in scripts:
         assert f"| `{script}" in table

@@ -9,7 +9,6 @@ from conftest import Pico
 
 from mergekit_lite import study
 from mergekit_lite.errors import KitError
-from mergekit_lite.study import evaluation
 from mergekit_lite.study.records import Cell
 from mergekit_lite.suites import broken
 from mergekit_lite.suites.broken import Broken
@@ -75,7 +74,12 @@ def test_a_broken_expert_changes_the_key_and_a_sound_pool_keeps_it(monkeypatch: 
         for one in (cell(), cell(broken={"digits": "noise"}), cell(broken={"digits": "shuffled"}))
     ]
     assert len(set(keys)) == 3
-    monkeypatch.setattr(broken, "__file__", evaluation.__file__)
+
+    class Louder(Broken):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            return 2 * super().__getitem__(name)
+
+    monkeypatch.setattr(broken, "Broken", Louder)
     assert study.cell_key(suite, cell()) == keys[0]
     assert study.cell_key(suite, cell(broken={"digits": "noise"})) != keys[1]
 

@@ -24,12 +24,12 @@ from mergekit_lite import machine, study
 from mergekit_lite.cache import content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
-from mergekit_lite.study import Cell, evaluation
-from mergekit_lite.study.evaluation import accuracy
-from mergekit_lite.suites import SUITES, clip, load_suite
+from mergekit_lite.study import Cell
+from mergekit_lite.suites import SUITES, load_suite
 from mergekit_lite.suites.clip import ClipSuite, check, hub
-from mergekit_lite.suites.clip.benchmark import MODELS, hub_tasks
+from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
+from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.weight_files import LazyWeights, write
 
 
@@ -50,11 +50,11 @@ def test_the_papers_three_models_are_registered_with_quickgelu_and_weights_on_th
     for model in MODELS.values():
         assert open_clip.get_model_config(model.architecture)["quick_gelu"] is True
         assert open_clip.get_pretrained_cfg(model.architecture, model.pretrained)["quick_gelu"] is True
-        repo, filename = clip.base_file(model)
+        repo, filename = base_file(model)
         assert repo.startswith("timm/vit_")
         assert repo.endswith(".openai")
         assert filename == "open_clip_model.safetensors"
-        assert clip.expert_file(model, hub_tasks()["dtd"])[0].startswith("tanganke/clip-vit-")
+        assert expert_file(model, hub_tasks()["dtd"])[0].startswith("tanganke/clip-vit-")
 
 
 def test_a_suite_is_loaded_by_name(suite: ClipSuite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_experts_that_are_what_they_should_be_pass_and_are_measured_once(
     promise(suite, mnist=true["mnist"] + 0.5, eurosat=true["eurosat"] - 0.5)
     suite.prepare(TASKS, workers=1)
     assert f"Expert mnist on its own task: {true['mnist']:.2f} %, published" in capsys.readouterr().out
-    monkeypatch.setattr(evaluation, "accuracy", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(suite, "split", lambda *args: pytest.fail("measured again"))
     found = check.check_experts(suite, TASKS)
     assert [one.task for one in found] == list(TASKS)
     assert [one.difference for one in found] == [-0.5, 0.5]
@@ -319,9 +319,7 @@ def test_a_file_is_fetched_once_and_known_by_commit_and_hash(server: Hub, capfd:
 
 def test_a_damaged_file_is_deleted_and_can_be_fetched_again(server: Hub) -> None:
     server.content = b"WEIGHTS" * 1000
-    with pytest.raises(
-        KitError, match=r"someone/expert/model.safetensors \(revision main\) arrived damaged: its SHA-256"
-    ):
+    with pytest.raises(KitError, match=r"someone/expert/model\.safetensors arrived damaged: its SHA-256"):
         hub.downloaded(REPO, NAME)
     server.content = BYTES
     assert hub.downloaded(REPO, NAME).read_bytes() == BYTES
@@ -332,7 +330,7 @@ def test_a_damaged_file_is_deleted_and_can_be_fetched_again(server: Hub) -> None
     [
         (401, {"X-Error-Code": "RepoNotFound"}, "no such repository, or it is private. Check the name"),
         (404, {"X-Error-Code": "EntryNotFound"}, r"has no such file \(404\). Look at its files on the hub"),
-        (404, {"X-Error-Code": "RevisionNotFound"}, "no such revision. Check the revision on the hub, or use `main`"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, "no longer has the commit that is pinned here. Delete the folder"),
         (
             403,
             {"X-Error-Code": "GatedRepo"},
@@ -345,7 +343,7 @@ def test_a_damaged_file_is_deleted_and_can_be_fetched_again(server: Hub) -> None
 )
 def test_what_the_hub_answers_is_explained(server: Hub, status: int, headers: dict[str, str], words: str) -> None:
     server.statuses = [(status, headers)] * 1000
-    with pytest.raises(KitError, match=rf"^someone/expert/model.safetensors \(revision main\) could not be .*{words}"):
+    with pytest.raises(KitError, match=rf"^someone/expert/model.safetensors could not be .*{words}"):
         hub.downloaded(REPO, NAME)
 
 

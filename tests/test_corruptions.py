@@ -215,7 +215,7 @@ def test_spatter_adds_pale_turquoise_water_or_brown_mud() -> None:
     assert water.max() == 119  # half of 238 at the brightest place
     mud = corrupt(grey(value=255), "spatter", 5)
     assert np.abs(mud.min(axis=(0, 2, 3)).astype(int) - [63, 42, 20]).max() < 15
-    dry = spatter.spatter(pictures()[0], np.random.default_rng(0), 0.1, 0.01, 0.7, 0.7, 0.5, 0)
+    dry = spatter.spattered(pictures()[0], np.random.default_rng(0), 0.1, 0.01, 0.7, 0.7, 0.5, 0)
     assert (dry == pictures()[0]).all()
 
 
@@ -239,15 +239,15 @@ def test_the_steps_of_spatter_are_opencvs() -> None:
     edges = spatter.canny(DROPS, 50, 150)
     assert ["".join(".#"[int(one)] for one in row) for row in edges] == EDGES.split()
     theirs = np.array([list(row) for row in DISTANCES.split()]).astype(float)
-    ours = np.floor(spatter._box_blur(np.minimum(spatter.distances(edges), spatter.FAR)))
+    ours = np.floor(spatter.box_blur(spatter.distances(edges)))
     assert np.abs(ours - theirs).max() <= 1  # theirs are up to 2 % short
     assert (ours != theirs).mean() < 0.05
-    equalised = spatter._equalised(theirs)
+    equalised = spatter.equalised(theirs)
     assert equalised[-1].tolist() == [255, 255, 245, 227, 190, 121, 121, 0, 0, 0, 0, 0]
-    embossed = np.clip(spatter._filter(equalised, spatter.EMBOSS), 0, 255)
+    embossed = np.clip(spatter.emboss(equalised), 0, 255)
     assert embossed[0].tolist() == [190, 0, 0, 0, 0, 0, 121, 255, 255, 255, 255, 227]
     assert embossed[-2].tolist() == [255, 245, 209, 135, 15, 52, 0, 0, 0, 0, 0, 0]
-    assert (spatter._equalised(np.full((3, 3), 20.0)) == 20).all()
+    assert (spatter.equalised(np.full((3, 3), 20.0)) == 20).all()
 
 
 def test_distances_are_euclidean_up_to_their_end() -> None:
@@ -255,8 +255,8 @@ def test_distances_are_euclidean_up_to_their_end() -> None:
     edges[[3, 30], [5, 40]] = True
     rows, columns = np.mgrid[0:50, 0:60]
     exact = np.minimum(np.hypot(rows - 3, columns - 5), np.hypot(rows - 30, columns - 40))
-    found = np.minimum(spatter.distances(edges), spatter.FAR)
-    np.testing.assert_allclose(found, np.minimum(exact, spatter.FAR))
+    np.testing.assert_allclose(spatter.distances(edges), np.minimum(exact, spatter.FAR))
+    assert (spatter.distances(np.zeros((4, 5), dtype=bool)) == spatter.FAR).all()
 
 
 # --- in a suite -------------------------------------------------------------------------------------------------------

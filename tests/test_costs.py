@@ -1,50 +1,11 @@
-"""Costs: images that went through the encoder, the Pareto front, and published costs with their source."""
-
-from typing import Any
+"""Costs: what records cost, the Pareto front, and published costs with their source."""
 
 import pandas as pd
 import pytest
 import samples
 
 from mergekit_lite.analysis import costs
-from mergekit_lite.errors import KitError
-from mergekit_lite.methods import Access, Merged, method
 from mergekit_lite.methods.adamerging import RECIPES
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "images"),
-    [
-        ("task_arithmetic", {}, 0),
-        ("layer_wise_adamerging", {"steps": 500, "images_per_task": 32}, 500 * 32 * 3),
-        ("multi_task_training", {"steps": 10, "images_per_task": 4}, 120),
-        ("regmean", {"images": 256}, 768),
-        ("hard_frank_wolfe", {"iterations": 3, "samples": 100}, 900),
-        (
-            "soft_frank_wolfe",
-            {"iterations": 2, "samples": 25, "inner_steps": 10, "images_per_task": 8},
-            2 * 3 * (25 + 10 * 8),
-        ),
-    ],
-)
-def test_images_are_counted_as_the_method_draws_them(name: str, parameters: dict[str, Any], images: int) -> None:
-    record = samples.record(name, "Mine", (1.0, 2.0, 3.0), parameters=parameters, adapt=samples.TASKS)
-    assert costs.images_seen(record) == images
-
-
-def test_images_of_the_tasks_adapted_to_count_and_not_those_of_the_pool() -> None:
-    parameters = {"steps": 5, "images_per_task": 2}
-    record = samples.record("layer_wise_adamerging", "Mine", (1.0, 2.0, 3.0), parameters=parameters, adapt=("signs",))
-    assert costs.images_seen(record) == 10
-
-
-def test_a_method_that_sees_data_in_an_unknown_way_is_refused() -> None:
-    @method(title="Peeking", cite="", access=Access.UNLABELLED)
-    def peeking(base: Any, experts: Any, data: Any, *, glances: int = 3) -> Merged:
-        return Merged(dict(base))
-
-    with pytest.raises(KitError, match="How many images Peeking sees is not known"):
-        costs.images_seen(samples.record("peeking", "Peeking", (1.0, 2.0, 3.0)))
 
 
 def test_both_recipes_of_adamerging_see_as_many_images() -> None:
@@ -55,10 +16,11 @@ def test_both_recipes_of_adamerging_see_as_many_images() -> None:
 def test_frame_counts_gains_from_the_start_and_no_time_as_a_millisecond() -> None:
     first, second = samples.records()[2:4]
     first = first.model_copy(update={"seconds": {"merge": 0.0, "evaluate": 1.0}})
-    second = second.model_copy(update={"seconds": {"merge": 21.0, "evaluate": 1.0}})
+    second = second.model_copy(update={"seconds": {"merge": 21.0, "evaluate": 1.0}, "images": 960})
     frame = costs.cost_frame([first, second], start=40.0)
     assert list(frame["seconds"]) == [0.001, 21.0]
     assert list(frame["rate"]) == pytest.approx([30_000.0, 2.0])
+    assert list(frame["images"]) == [0, 960]
     assert list(frame["access"]) == ["none", "unlabelled test"]
 
 
@@ -72,6 +34,19 @@ def test_front_holds_what_nothing_cheaper_reaches() -> None:
     ]
     frame = pd.DataFrame(rows, columns=["name", "seconds", "accuracy"])
     assert list(costs.front(frame)["name"]) == ["cheap", "good", "dear"]
+
+
+def test_memory_is_counted_above_the_smallest_pool_beside_what_the_added_experts_take() -> None:
+    rows = [("task_arithmetic", 2, 501.0), ("dare", 2, 534.0), ("task_arithmetic", 1, 500.0), ("dare", 1, 520.0)]
+    records = [
+        samples.record(name, name, (1, 2, 3), pool=samples.TASKS[:pool]).model_copy(update={"peak_memory_mib": mib})
+        for name, pool, mib in rows
+    ]
+    frame = costs.memory_frame(records, 3.5)
+    lines = {name: list(zip(own["x"], own["y"], strict=True)) for name, own in frame.groupby("line")}
+    assert lines == {
+        "task_arithmetic": [(1, 0), (2, 1)], "dare": [(1, 0), (2, 14)], "the added experts alone": [(1, 0), (2, 3.5)],
+    }  # fmt: skip
 
 
 def test_published_costs_say_where_they_stand_and_how_sure_they_are() -> None:

@@ -1,46 +1,68 @@
-"""Doctor tells what is there, and its predictions come true."""
+"""Doctor says what is there, and what a profile will take: what its records took, at the pace of this machine."""
 
 import io
-import time
+import json
 from pathlib import Path
 from typing import Any
 
 import fakes
+import nbformat
 import pytest
 import torch
+import yaml
 from projects import write_notebook, write_profile
 from rich.console import Console
 
 from mergekit_lite import study
-from mergekit_lite.errors import KitError
-from mergekit_lite.pipeline.doctor import bench, forecast, report
-from mergekit_lite.study import Cell
+from mergekit_lite.pipeline import profiles, runner
+from mergekit_lite.pipeline.doctor import forecast, report
+from mergekit_lite.study import Cell, Record
+from mergekit_lite.study.records import write_record
+from mergekit_lite.suites import load_suite
 
-SETUP = (
-    "import fakes\nfrom mergekit_lite import study\nfrom mergekit_lite.study import Cell\nsuite_ = fakes.fake_suite()"
-)
-RUN = """cells = [
-    Cell(method="task_arithmetic", parameters={"scaling": rate}, pool=["digits"], evaluate=["digits", "signs"]),
-    Cell(method="slow_average", parameters={"seconds": 0.2 * steps}, pool=["digits"], evaluate=["digits"]),
+CELLS = [
+    Cell(method="task_arithmetic", pool=("digits",), evaluate=("digits", "signs")),
+    Cell(method="slow_average", parameters={"seconds": 0.01}, pool=("digits",), evaluate=("digits",)),
 ]
-records = study.run(suite_, cells, workers=1)"""
+PACE = 0.001  # seconds of an image on the machine that made the records
 
 
 @pytest.fixture
 def root(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    write_notebook(tmp_path, "one", SETUP, RUN, "raise ZeroDivisionError('this is after the study')")
+    """A project whose notebook would fail if one of its cells were run, and was promoted with two records."""
+    write_notebook(tmp_path, "one", "1 / 0")
     write_profile(tmp_path, one={"steps": 2})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(forecast, "import_seconds", lambda: 0.5)  # it takes seconds
+    monkeypatch.setattr(forecast, "load_suite", lambda name: fakes.fake_suite())
+    monkeypatch.setattr(forecast, "cores", lambda: 2)
+    records = study.run(fakes.fake_suite(), CELLS, workers=1, folder=tmp_path / "recorded")
+    for record, merging in zip(records, (3.0, 1.0), strict=True):
+        images = 40 * len(record.accuracy)
+        write_to_book(tmp_path, record.model_copy(update={"seconds": {"merge": merging, "evaluate": PACE * images}}))
+    promote(tmp_path, records)
     return tmp_path
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return the time of a clock that only the test moves on."""
-    now = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    return now
+def write_to_book(root: Path, record: Record) -> None:
+    write_record(record, root / "book" / "records" / record.suite / f"{record.key}.json")
+
+
+def promote(root: Path, records: list[Record], profile: str = "short") -> None:
+    notebook = nbformat.v4.new_notebook()
+    names = [f"{record.suite}/{record.key}" for record in records]
+    notebook.metadata["mergekit_lite"] = {"profile": profile, "records": names}
+    path = root / "book" / "executed" / "one.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def predicted(
+    root: Path, monkeypatch: pytest.MonkeyPatch, pace: float = PACE
+) -> tuple[forecast.Forecast, dict[str, Any]]:
+    """Return the forecast of the one notebook on a machine of this pace, and its work by kind."""
+    monkeypatch.setattr(forecast._Estimate, "_seconds_per_image", lambda self: pace)
+    (one,) = forecast.predict(profiles.load("short", root), root)
+    return one, {work.what: work for work in one.work}
 
 
 def shown(profile: str | None = None) -> str:
@@ -67,104 +89,104 @@ def test_the_cache_is_counted_without_locks(cache: Path) -> None:
     assert "3.0 MiB" in shown()
 
 
-def test_a_forecast_knows_the_cells_of_a_notebook_and_what_is_recorded(root: Path) -> None:
-    profile = write_profile(root, one={"steps": 2})
-    (first,) = forecast.forecast(profile, root)
-    records = {work.what: work for work in first.work}["records"]
-    assert (records.missing, records.total) == (2, 2)
-    assert 0.2 < records.seconds < 0.8  # one cell sleeps for 0.4 s
-    assert first.memory_mib > 50
-    assert study.run.__module__ == "mergekit_lite.study"  # the stand-in is gone
+def test_a_forecast_is_what_the_promoted_records_took_side_by_side(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, work = predicted(root, monkeypatch)
+    assert (work["records"].missing, work["records"].total) == (2, 2)
+    assert work["records"].seconds == pytest.approx(3.0 + 80 * PACE)  # the longer of the two, on two cores
+    assert one.memory_mib > 50
+    assert one.seconds > work["records"].seconds
+    slower, work = predicted(root, monkeypatch, pace=5 * PACE)
+    assert work["records"].seconds == pytest.approx(5 * (3.0 + 80 * PACE))
+    assert slower.seconds == pytest.approx(5 * one.seconds)
 
-    suite = fakes.fake_suite()
-    study.run(suite, [Cell(method="slow_average", parameters={"seconds": 0.4}, pool=("digits",), evaluate=("digits",))])
-    (second,) = forecast.forecast(profile, root)
-    records = {work.what: work for work in second.work}["records"]
-    assert (records.missing, records.total) == (1, 2)
-    assert records.seconds < 0.2
 
+def test_what_is_recorded_costs_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.run(fakes.fake_suite(), CELLS[:1], workers=1)
+    _, work = predicted(root, monkeypatch)
+    assert (work["records"].missing, work["records"].total) == (1, 2)
+    assert work["records"].seconds == pytest.approx(1.0 + 40 * PACE)
+
+
+def test_what_an_earlier_notebook_will_have_made_costs_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "book" / "executed" / "two.ipynb").write_bytes((root / "book" / "executed" / "one.ipynb").read_bytes())
+    write_notebook(root, "two", "1 / 0")
+    write_profile(root, one={}, two={})
+    first, second = forecast.predict(profiles.load("short", root), root)
+    assert [work.missing for work in first.work if work.what == "records"] == [2]
+    assert [work.missing for work in second.work if work.what == "records"] == [0]
+
+
+def test_a_record_of_a_method_that_is_gone_will_be_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = [one for one in (root / "book/records/fake").iterdir() if '"slow_average"' in one.read_text()]
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "cell": {**content["cell"], "method": "gone"}}))
+    study.run(fakes.fake_suite(), CELLS, workers=1)
+    _, work = predicted(root, monkeypatch)
+    assert (work["records"].missing, work["records"].total) == (1, 2)
+
+
+def test_a_notebook_that_is_still_valid_has_nothing_to_do(root: Path) -> None:
+    profile = profiles.load("short", root)
+    parameters = runner.check_parameters(profile, "one", root)
+    notebook = nbformat.v4.new_notebook()
+    stamp = runner.stamp(root / "notebooks" / "one.ipynb", parameters, runner.library_hash())
+    notebook.metadata["mergekit_lite"] = {"stamp": stamp}
+    (root / "build" / "short").mkdir(parents=True)
+    nbformat.write(notebook, root / "build" / "short" / "one.ipynb")
+    assert forecast.predict(profile, root) == [forecast.Forecast("one", valid=True)]
+    assert "nothing to do" in shown("short")
+
+
+def test_the_pace_of_this_machine_is_timed(root: Path) -> None:
+    (one,) = forecast.predict(profiles.load("short", root), root)
+    assert 0 < one.seconds < 100
     text = shown("short")
     assert "Profile short, predicted" in text
-    assert "1 of 2" in text
-    assert "Within a factor of two" in text
+    assert "2 of 2" in text
 
 
-def test_a_notebook_that_fails_before_its_study_is_worded(root: Path) -> None:
-    write_notebook(root, "one", "1 / 0", RUN)
-    with pytest.raises(KitError, match=r"one.ipynb, cell 2, fails: ZeroDivisionError: division by zero"):
-        list(forecast.forecast(write_profile(root, one={}), root))
+def test_without_a_promoted_run_of_the_profile_its_budget_is_shown(root: Path) -> None:
+    promote(root, [], profile="another")
+    path = root / "profiles" / "short.yaml"
+    budget = {"download": "nothing", "disk": "1 GB", "memory": "2 GB", "time": "as long as it takes"}
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "budget": budget}))
+    text = shown("short")
+    assert "no records of this profile" in text
+    assert "as long as it takes" in text
+    assert "In all" not in text
 
 
-def test_a_long_adaptation_is_predicted_within_a_factor_of_two(tmp_path: Path, cache: Path) -> None:
-    suite = fakes.fake_suite()
-    cell = Cell(
-        method="layer_wise_adamerging", parameters={"steps": 1500}, pool=("digits", "signs"), evaluate=("digits",)
-    )
-    begun = time.perf_counter()
-    predicted = forecast.predict(suite, [cell], 1, loading=0.0).seconds
-    assert time.perf_counter() - begun < 8
-    (record,) = study.run(suite, [cell], workers=1, folder=tmp_path / "records")
-    assert 0.4 < predicted / sum(record.seconds.values()) < 2.5  # two, and some room for other tests beside this one
+def test_images_and_experts_of_the_miniature_are_counted_and_timed(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = load_suite("miniature", "cpu")
+    monkeypatch.setattr(forecast, "load_suite", lambda name: suite)
+    cells = [
+        Cell(method="simple_average", pool=("signs",), evaluate=("signs", "scenes"), expert_seed=seed)
+        for seed in (0, 1)
+    ]
+    records = study.run(fakes.fake_suite(), cells, workers=1, folder=root / "recorded")
+    records = [record.model_copy(update={"suite": "miniature"}) for record in records]
+    for record in records:
+        write_to_book(root, record)
+    promote(root, records)
+    one, work = predicted(root, monkeypatch)
+    assert (work["experts"].missing, work["experts"].total) == (2, 2)
+    assert (work["images"].missing, work["images"].total) == (3, 3)  # two test splits, one training split
+    assert 5 < one.disk_mib < 60
 
-
-def test_of_frank_wolfe_an_iteration_is_timed_not_all_of_them(cache: Path) -> None:
-    clock = bench.Bench(fakes.fake_suite())
-    names = ("digits", "signs")
-    given: dict[str, Any] = {"iterations": 10**7, "samples": 4, "start": "base"}
-    cell = Cell(method="hard_frank_wolfe", parameters=given, pool=names, evaluate=names)
-    long = clock.cell(cell)
-    assert long > 1000  # predicted in moments
-    shorter = cell.model_copy(update={"parameters": given | {"scaling": 0.5, "iterations": 10**6}})
-    assert clock.cell(shorter) == pytest.approx(long / 10, rel=0.01)  # timed once for both
-
-
-def test_fisher_merging_is_timed_on_a_few_images_and_its_start_counts_once(cache: Path) -> None:
-    clock = bench.Bench(fakes.fake_suite())
-    names = ("digits", "signs")
-    cell = Cell(method="fisher_merging", parameters={"images": 10**7}, pool=names, evaluate=names)
-    assert clock.cell(cell) > 1000  # predicted in moments
-
-
-def test_soft_frank_wolfe_is_its_iterations_times_its_inner_steps(cache: Path) -> None:
-    clock = bench.Bench(fakes.fake_suite())
-    names = ("digits", "signs")
-    given: dict[str, Any] = {"iterations": 10, "inner_steps": 10**7, "samples": 4}
-    long = clock.cell(Cell(method="soft_frank_wolfe", parameters=given, pool=names, evaluate=names))
-    assert long > 1000
-    shorter = Cell(method="soft_frank_wolfe", parameters=given | {"inner_steps": 10**6}, pool=names, evaluate=names)
-    assert clock.cell(shorter) == pytest.approx(long / 10, rel=0.01)
-    watched = shorter.model_copy(update={"curve_every": 5})
-    assert 0 < clock.cell(watched) - clock.cell(shorter) < 10  # measured 1 + 2 times, not at each inner step
-
-
-def test_a_start_and_a_step_are_told_apart(clock: list[float]) -> None:
-    def work(count: int) -> None:
-        clock[0] += 0.1 + 0.02 * count
-
-    assert bench.start_and_step(work) == pytest.approx((0.1, 0.02))
+    suite.split("signs", "test")
+    (
+        cache / "experts" / "miniature" / f"signs-{suite.fingerprint(('signs',), ())['experts']['signs']}.safetensors"
+    ).touch()
+    _, work = predicted(root, monkeypatch)
+    assert (work["experts"].missing, work["images"].missing) == (1, 2)
 
 
 def test_jobs_are_spread_over_workers_longest_first() -> None:
     assert forecast.side_by_side_seconds([1, 1, 2, 4], 2) == 4
     assert forecast.side_by_side_seconds([3, 3, 3], 2) == 6
     assert forecast.side_by_side_seconds([], 3) == 0
-
-
-def test_one_piece_of_work_is_timed(clock: list[float]) -> None:
-    def work(count: int) -> None:
-        clock[0] += 0.02 * count
-
-    assert bench.seconds_each(work, 0.1) == pytest.approx(0.02)
-
-
-def test_neighbours_are_gone_afterwards() -> None:
-    import psutil
-
-    before = set(psutil.Process().children())
-    with bench.busy_neighbours(1):
-        (child,) = set(psutil.Process().children()) - before
-        assert child.is_running()
-    assert not child.is_running()
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(41.6, "42 s"), (300, "5 min"), (9000, "2.5 h")])

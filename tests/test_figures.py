@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,12 +14,13 @@ import pytest
 import samples
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
 from mergekit_lite import figures
-from mergekit_lite.analysis.published import published, scaling
+from mergekit_lite.analysis import accuracy, published, traces
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.corruptions import CORRUPTIONS, corrupt
 
@@ -27,25 +29,18 @@ POOLS = pd.DataFrame(
         ("task_arithmetic", 0, 70.0), ("task_arithmetic", 4, 50.0),
         ("soft_frank_wolfe", 0, 75.0), ("soft_frank_wolfe", 4, 74.5),
     ],
-    columns=["name", "added", "accuracy"],
+    columns=["line", "x", "y"],
 )  # fmt: skip
-MEMORY = pd.DataFrame(
-    [("task_arithmetic", 4, 500.0), ("task_arithmetic", 8, 501.0), ("layer_wise_adamerging", 4, 520.0),
-     ("layer_wise_adamerging", 8, 534.0)],
-    columns=["name", "pool", "mib"],
-)  # fmt: skip
-KINDS_OF_POOLS = pd.DataFrame(
-    {"alone": [70.0, 80.0], "and 4 of noise": [69.0, 79.5]}, index=["task_arithmetic", "layer_wise_adamerging"]
-)
+AXES: dict[str, Any] = {"xlabel": "experts added", "ylabel": "average accuracy over 3 tasks (%)"}
 KINDS: dict[str, Callable[[], Figure]] = {
-    "bars": lambda: figures.accuracy_bars(samples.records(), published()),
+    "bars": lambda: figures.accuracy_bars(samples.records(), published.accuracies()),
     "bars alone": lambda: figures.accuracy_bars(samples.records()),
     "heat map": lambda: figures.accuracy_heatmap(samples.records()),
     "coefficients": lambda: figures.coefficient_map(samples.records()[3]),
     "curve": lambda: figures.adaptation_curve(samples.records()[2:4]),
     "gallery": lambda: figures.gallery(samples.suite(), samples.TASKS),
     "gallery of two rows": lambda: figures.gallery(samples.suite(), samples.TASKS, rows=2),
-    "transfer": lambda: figures.transfer_heatmap(samples.experts(), samples.records()[0]),
+    "transfer": lambda: figures.transfer_heatmap(accuracy.transfer(samples.experts(), samples.records()[0])),
     "cosines": lambda: figures.cosine_heatmap(samples.geometry()),
     "vertices of a hard run": lambda: figures.choice_map(samples.hard()),
     "vertices of a soft run": lambda: figures.choice_map(samples.soft()),
@@ -54,10 +49,12 @@ KINDS: dict[str, Callable[[], Figure]] = {
     "variants": lambda: figures.variant_bars(
         {"Hard": {"one": samples.hard()}, "Soft": {"two": samples.soft()}}, {"Zero-shot": samples.records()[0]}
     ),
-    "pools": lambda: figures.pool_curves(POOLS, scaling("irrelevant"), added="irrelevant experts", evaluated="3 tasks"),
-    "pools alone": lambda: figures.pool_curves(POOLS, added="experts", evaluated="3 tasks"),
-    "memory": lambda: figures.memory_curves(MEMORY, 3.5),
-    "kinds of pools": lambda: figures.pool_dots(KINDS_OF_POOLS, "3 tasks"),
+    "pools": lambda: figures.lines(POOLS, published=published.scaling("irrelevant"), beside=True, **AXES),
+    "kinds of pools": lambda: figures.group_dots(pools(), xlabel="average accuracy over 3 tasks (%)"),
+    "agreement": lambda: figures.scatter(
+        published.agreement({"task_arithmetic": (70.0, 1.0), "ties_merging": (72.5, 0.5)}, published.accuracies()),
+        xlabel="published average (%)", ylabel="our average (%)", diagonal=True,
+    ),
     "twenty cosines": lambda: figures.cosine_heatmap(samples.geometry(20)),
     "pairs": lambda: figures.pair_heatmap(kept()),
     "lines": lambda: figures.lines(curves(), xlabel="coefficient", ylabel="average accuracy (%)"),
@@ -74,6 +71,13 @@ KINDS: dict[str, Callable[[], Figure]] = {
     "groups of differences": lambda: figures.group_dots(marks(), xlabel="gain (points)", zero=True),
     "corrupted pictures": lambda: figures.corrupted_pictures(samples.suite(32), samples.TASKS, list(CORRUPTIONS)),
 }  # fmt: skip
+
+
+def pools() -> pd.DataFrame:
+    """Return accuracies of two methods (rows) with two kinds of pools."""
+    rows = [("task_arithmetic", "alone", 70.0), ("layer_wise_adamerging", "alone", 80.0)]
+    rows += [("task_arithmetic", "and 4 of noise", 69.0), ("layer_wise_adamerging", "and 4 of noise", 79.5)]
+    return pd.DataFrame(rows, columns=["row", "name", "value"])
 
 
 def kept() -> pd.DataFrame:
@@ -126,6 +130,18 @@ def marks() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["panel", "row", "name", "value"])
 
 
+def printed(figure: Figure) -> list[str]:
+    """Return the texts in and beside the first panel."""
+    return [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+
+
+def mesh(figure: Figure) -> QuadMesh:
+    """Return the cells of a heat map."""
+    (cells,) = figure.axes[0].collections
+    assert isinstance(cells, QuadMesh)
+    return cells
+
+
 def picture(html: str) -> tuple[str, bytes]:
     """Return alternative text and SVG of the one image in a piece of HTML."""
     (image,) = list(ElementTree.fromstring(html).iter("img"))
@@ -150,7 +166,7 @@ def test_every_kind_is_described_deterministic_white_small_and_offline(kind: str
 
 
 def test_bars_are_as_long_as_the_averages_and_diamonds_stand_at_the_published_ones() -> None:
-    axes = figures.accuracy_bars(samples.records(), published()).axes[0]
+    axes = figures.accuracy_bars(samples.records(), published.accuracies()).axes[0]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([40, 60, 70, 82, 94.666667])  # type: ignore[attr-defined]
     (diamonds,) = axes.lines
     assert list(diamonds.get_xdata()) == [48.0, 65.8, 69.1, 80.1, 90.5]  # type: ignore[arg-type]
@@ -160,7 +176,7 @@ def test_bars_are_as_long_as_the_averages_and_diamonds_stand_at_the_published_on
 
 def test_bars_of_a_method_without_published_number_have_no_diamond() -> None:
     mine = samples.record("mine", "Mine", (1.0, 2.0, 3.0))
-    axes = figures.accuracy_bars([*samples.records(), mine], published()).axes[0]
+    axes = figures.accuracy_bars([*samples.records(), mine], published.accuracies()).axes[0]
     assert len(axes.patches) == 6
     assert len(list(axes.lines[0].get_xdata())) == 5  # type: ignore[arg-type]
     assert "–" in [text.get_text() for text in axes.texts]
@@ -168,18 +184,17 @@ def test_bars_of_a_method_without_published_number_have_no_diamond() -> None:
 
 def test_heat_map_prints_every_accuracy_and_the_average() -> None:
     figure = figures.accuracy_heatmap(samples.records())
-    printed = [text.get_text() for text in figure.axes[0].texts]
-    assert printed[:4] == ["40.0", "30.0", "50.0", "40.0"]
-    assert len(printed) == 5 * 4
+    assert printed(figure)[:4] == ["40.0", "30.0", "50.0", "40.0"]
+    assert len(printed(figure)) == 5 * 4
     assert "Pre-trained from 30.0 (signs) to 50.0 (digits)" in str(figure.get_label())
 
 
 def test_coefficient_map_shows_the_trace_with_blocks_and_centre_at_the_start() -> None:
     record = samples.records()[3]
     figure = figures.coefficient_map(record)
-    (image,) = figure.axes[0].images
-    np.testing.assert_allclose(np.asarray(image.get_array()), record.trace["coefficients"]["values"])
-    assert image.norm(np.array(0.3)) == pytest.approx(0.5)
+    cells = mesh(figure)
+    np.testing.assert_allclose(np.asarray(cells.get_array()), record.trace["coefficients"]["values"])
+    assert cells.norm(np.array(0.3)) == pytest.approx(0.5)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["in", "block 1", "block 2", "out"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(samples.TASKS)
     assert "ended between 0.00 and 0.50" in str(figure.get_label())
@@ -189,8 +204,8 @@ def test_coefficient_map_shows_the_trace_with_blocks_and_centre_at_the_start() -
 def test_coefficient_map_has_room_around_any_start(initial: float) -> None:
     record = samples.records()[3]
     cell = record.cell.model_copy(update={"parameters": {"initial": initial}})
-    (image,) = figures.coefficient_map(record.model_copy(update={"cell": cell})).axes[0].images
-    assert image.norm(np.array(initial)) == pytest.approx(0.5)
+    cells = mesh(figures.coefficient_map(record.model_copy(update={"cell": cell})))
+    assert cells.norm(np.array(initial)) == pytest.approx(0.5)
 
 
 def test_coefficients_of_a_record_without_any_are_refused() -> None:
@@ -257,15 +272,15 @@ def test_gallery_reduces_large_images() -> None:
 
 
 def test_transfer_is_the_change_against_zero_shot() -> None:
-    frame = figures.transfer(samples.experts(), samples.records()[0])
+    frame = accuracy.transfer(samples.experts(), samples.records()[0])
     assert frame.to_dict("index") == {
         "scenes": {"scenes": 50.0, "signs": -10.0, "digits": 0.0},
         "signs": {"scenes": -20.0, "signs": 60.0, "digits": 5.0},
     }
-    figure = figures.transfer_heatmap(samples.experts(), samples.records()[0])
+    figure = figures.transfer_heatmap(accuracy.transfer(samples.experts(), samples.records()[0]))
     axes = figure.axes[0]
-    assert [text.get_text() for text in axes.texts] == ["+50", "−10", "0", "−20", "+60", "+5"]
-    assert [(patch.get_x() + 0.48, patch.get_y() + 0.48) for patch in axes.patches] == [(0, 0), (1, 1)]  # type: ignore[attr-defined]
+    assert printed(figure) == ["+50", "−10", "0", "−20", "+60", "+5"]
+    assert [(patch.get_x(), patch.get_y()) for patch in axes.patches] == [(0.02, 0.02), (1.02, 1.02)]  # type: ignore[attr-defined]
     assert "the expert of signs changes its own task by +60.0 and the others by -7.5 on average" in str(
         figure.get_label()
     )
@@ -273,39 +288,37 @@ def test_transfer_is_the_change_against_zero_shot() -> None:
 
 def test_transfer_to_tasks_without_their_expert_has_no_frame() -> None:
     alone = [samples.experts()[0].model_copy(update={"accuracy": {"digits": 20.0}})]
-    figure = figures.transfer_heatmap(alone, samples.records()[0])
+    figure = figures.transfer_heatmap(accuracy.transfer(alone, samples.records()[0]))
     assert len(figure.axes[0].patches) == 0
     assert "the expert of scenes changes the others by -30.0 on average" in str(figure.get_label())
 
 
 def test_transfer_of_what_is_no_single_expert_is_refused() -> None:
     with pytest.raises(KitError, match=r"record of Simple average holds 3 experts.*pool=\(task,\)"):
-        figures.transfer(samples.records()[1:2], samples.records()[0])
+        accuracy.transfer(samples.records()[1:2], samples.records()[0])
     without = samples.records()[0].model_copy(update={"accuracy": {"scenes": 4.0}})
-    with pytest.raises(KitError, match="Pre-trained was not evaluated on signs, digits"):
-        figures.transfer(samples.experts(), without)
+    with pytest.raises(KitError, match="Pre-trained was evaluated on scenes, not on signs, digits"):
+        accuracy.transfer(samples.experts(), without)
 
 
 def test_cosine_map_shows_each_pair_once_and_tells_lengths() -> None:
     figure = figures.cosine_heatmap(samples.geometry())
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["0.40", "−0.10", "0.00", "3.0", "4.0", "5.0", "length (%)"]
-    (image,) = figure.axes[0].images
-    assert image.norm(np.array(0.0)) == pytest.approx(0.5)  # white is zero
+    assert printed(figure) == ["0.40", "−0.10", "0.00", "3.0", "4.0", "5.0", "length (%)"]
+    cells = mesh(figure)
+    assert cells.norm(np.array(0.0)) == pytest.approx(0.5)  # white is zero
     assert "from -0.100 (digits and scenes) to 0.400 (signs and scenes)" in str(figure.get_label())
 
 
 def test_cosine_map_of_one_expert_has_its_length_alone() -> None:
     figure = figures.cosine_heatmap(samples.geometry(1))
-    assert [text.get_text() for text in figure.axes[0].texts] == ["3.0", "length (%)"]
+    assert printed(figure) == ["3.0", "length (%)"]
 
 
 def test_pair_map_prints_what_is_kept_with_everything_in_white() -> None:
     figure = figures.pair_heatmap(kept())
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["95", "80", "101", "99", "70", "90", "88", "100", "80", "mean"]
-    (image,) = figure.axes[0].images
-    assert image.norm(np.array(100.0)) == pytest.approx(0.5)
+    assert printed(figure) == ["95", "80", "101", "99", "70", "90", "88", "100", "80", "mean"]
+    cells = mesh(figure)
+    assert cells.norm(np.array(100.0)) == pytest.approx(0.5)
     assert "least 70.0 (digits with scenes)" in str(figure.get_label())
 
 
@@ -315,14 +328,14 @@ def test_a_pair_map_without_any_pair_is_refused() -> None:
 
 
 def test_coefficients_by_block_are_means_over_experts_and_tensors() -> None:
-    frame = figures.by_block(figures.coefficients(samples.records()[3]))
+    frame = traces.by_block(traces.coefficients(samples.records()[3]))
     # value: 0.1 * expert + 0.05 * tensor; tensors 2 and 3 are block 1, tensors 4 and 5 block 2
     assert frame["x"].tolist() == [0.25, 0.75]
     assert frame["y"].tolist() == pytest.approx([0.225, 0.325])
     assert frame["low"].tolist() == pytest.approx([0.125, 0.225])
     assert frame["high"].tolist() == pytest.approx([0.325, 0.425])
     with pytest.raises(KitError, match="None of these tensors belongs to a transformer block"):
-        figures.by_block(pd.DataFrame({"conv1.weight": [0.3]}))
+        traces.by_block(pd.DataFrame({"conv1.weight": [0.3]}))
 
 
 def test_lines_have_the_looks_of_their_methods_bands_references_and_published_points() -> None:
@@ -382,7 +395,7 @@ def test_scatter_tells_groups_apart_and_the_rank_correlation() -> None:
     assert signs.get_marker() != digits.get_marker()
     assert "6 points in 2 groups (signs, digits)" in str(figure.get_label())
     assert "Spearman's rank correlation is 0.89" in str(figure.get_label())
-    assert figures.rank_correlation(pd.Series([1, 2, 3]), pd.Series([1, 8, 27])) == pytest.approx(1)
+    assert accuracy.rank_correlation(pd.Series([1, 2, 3]), pd.Series([1, 8, 27])) == pytest.approx(1)
     assert not figures.scatter(dots().assign(group="all"), xlabel="x", ylabel="y").legends
 
 
@@ -445,37 +458,37 @@ def test_nothing_is_cut_off_at_the_edges(kind: str) -> None:
 
 
 def test_vertices_of_the_loss_stand_first_and_shares_add_up() -> None:
-    frame = figures.choice_frame(samples.hard())
+    frame = traces.choice_frame(samples.hard())
     assert list(frame.index) == ["signs", "scenes", "digits"]
     np.testing.assert_allclose(frame, [[0, 1], [1, 0], [0, 0]])
-    soft = figures.choice_frame(samples.soft())[1]
+    soft = traces.choice_frame(samples.soft())[1]
     tensors = len(samples.TENSORS)
     assert soft["signs"] == pytest.approx(0.5)
     assert soft["scenes"] == pytest.approx(0.7 * 4 / tensors)
     assert soft["digits"] == pytest.approx(0.7 * (tensors - 5) / tensors)  # one tensor stayed
-    assert figures.most_chosen(samples.hard(), ("signs", "scenes")) == pytest.approx((2, 0))
+    assert traces.most_chosen(samples.hard(), ("signs", "scenes")) == pytest.approx((2, 0))
     with pytest.raises(KitError, match=r"Task Arithmetic says nothing of vertices\. Show hard or soft"):
         figures.choice_map(samples.records()[2])
 
 
 def test_vertex_map_prints_what_was_chosen_and_says_who_never_was() -> None:
     figure = figures.choice_map(samples.hard())
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1.00", "1.00"]
+    assert printed(figure) == ["1.00", "1.00"]
     bold = [label.get_text() for label in figure.axes[0].get_yticklabels() if label.get_fontweight() == "bold"]
     assert bold == ["signs", "scenes"]
     assert "1 of 3 vertices were never chosen" in str(figure.get_label())
 
 
 def test_promises_follow_from_gap_and_scores() -> None:
-    promises = figures.descents(samples.hard())
+    promises = traces.descents(samples.hard())
     assert promises.to_dict() == {"scenes": 3.0, "signs": 1.0, "digits": -0.5}
-    assert figures.descents(samples.hard(), 2).idxmax() == "signs"
+    assert traces.descents(samples.hard(), 2).idxmax() == "signs"
     axes = figures.descent_bars(samples.hard()).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["scenes", "signs", "digits"]
     with pytest.raises(KitError, match="only inner products with whole models"):
-        figures.descents(samples.soft())
+        traces.descents(samples.soft())
     with pytest.raises(KitError, match="ran 2 iterations; there is no number 3"):
-        figures.descents(samples.hard(), 3)
+        traces.descents(samples.hard(), 3)
 
 
 def test_frank_wolfe_trace_shows_accuracy_loss_per_task_and_gap() -> None:
@@ -484,8 +497,6 @@ def test_frank_wolfe_trace_shows_accuracy_loss_per_task_and_gap() -> None:
     assert len(above.lines) == 1  # the soft run has no curve
     assert list(middle.lines[0].get_ydata()) == [2.0, 1.0]  # type: ignore[arg-type]
     assert list(below.lines[1].get_ydata()) == [-0.5]  # type: ignore[arg-type]
-    with pytest.raises(KitError, match="6 runs cannot be told apart"):
-        figures.frank_wolfe_trace({str(number): samples.hard() for number in range(6)})
     with pytest.raises(KitError, match="Pre-trained has no duality gap"):
         figures.frank_wolfe_trace({"base": samples.records()[0]})
 
@@ -497,30 +508,35 @@ def test_variants_stand_in_groups_with_references_drawn_through() -> None:
     assert list(axes.lines[0].get_xdata()) == [40.0, 40.0]  # type: ignore[arg-type]
 
 
-def test_pool_curves_keep_the_published_ones_in_a_panel_of_their_own() -> None:
+def test_published_curves_can_have_a_panel_of_their_own() -> None:
     ours, theirs = KINDS["pools"]().axes
     assert [line.get_label() for line in ours.lines] == ["Task Arithmetic", "FW-Merging (soft)"]
     assert list(ours.lines[0].get_ydata()) == [70.0, 50.0]  # type: ignore[arg-type]
     assert len(theirs.lines) == 5
     assert "FB; read off a figure" in theirs.get_title(loc="left").replace("\n", " ")
-    assert len(KINDS["pools alone"]().axes) == 1
-    with pytest.raises(KitError, match="no point to draw"):
-        figures.pool_curves(POOLS[:0], added="experts", evaluated="3 tasks")
+    assert len(figures.lines(POOLS, beside=True, **AXES).axes) == 1
+    with pytest.raises(KitError, match="has no row"):
+        figures.lines(POOLS[:0], **AXES)
 
 
-def test_memory_is_drawn_above_the_smallest_pool_with_the_size_of_the_pool() -> None:
-    axes = KINDS["memory"]().axes[0]
-    assert [list(line.get_ydata()) for line in axes.lines[:3]] == [[0, 1], [0, 14], [0, 14]]  # type: ignore[arg-type]
-    assert axes.lines[2].get_label() == "the added experts alone"
-
-
-def test_kinds_of_pools_are_marks_beside_each_other() -> None:
-    alone, noise = KINDS["kinds of pools"]().axes[0].lines[:2]
+def test_kinds_of_pools_are_marks_beside_each_other_without_a_panels_title() -> None:
+    (axes,) = KINDS["kinds of pools"]().axes
+    alone, noise = (line for line in axes.lines if line.get_marker() != "None")
     assert list(alone.get_xdata()) == [70.0, 80.0]  # type: ignore[arg-type]
     assert list(noise.get_xdata()) == [69.0, 79.5]  # type: ignore[arg-type]
     assert alone.get_marker() != noise.get_marker()
-    with pytest.raises(KitError, match="7 kinds of pools cannot be told apart"):
-        figures.pool_dots(pd.DataFrame([[50.0] * 7], index=["dare"], columns=list("abcdefg")), "3 tasks")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Task Arithmetic", "Layer-wise AdaMerging"]
+    assert not axes.get_title(loc="left")
+
+
+def test_agreement_has_a_point_per_method_with_its_spread_and_the_diagonal() -> None:
+    figure = KINDS["agreement"]()
+    (axes,) = figure.axes
+    assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[70.0], [72.5]]  # type: ignore[arg-type]
+    assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[69.1], [72.4]]  # type: ignore[arg-type]
+    assert axes.lines[0].get_color() == figures.look("task_arithmetic").colour
+    assert len(axes.collections) == 2  # a spread each
+    assert "Task Arithmetic 69.1, 70.0" in str(figure.get_label())
 
 
 def test_cost_front_is_a_staircase_over_what_nothing_cheaper_reaches() -> None:
@@ -535,12 +551,12 @@ def test_cost_front_is_a_staircase_over_what_nothing_cheaper_reaches() -> None:
 
 def test_spreads_stand_around_the_mean_with_both_deviations_beside() -> None:
     spreads = {"task_arithmetic": (0.4, -0.8, 0.7), "dare": (0.5, -1.0, 1.0)}
-    (axes,) = figures.spread_dots(seeds(), spreads).axes
+    figure = figures.spread_dots(seeds(), spreads)
+    (axes,) = figure.axes
     assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(-0.8, 1.5), (-1.0, 2.0)]  # type: ignore[attr-defined]
     marks = [list(line.get_xdata()) for line in axes.lines if line.get_marker() != "None"]  # type: ignore[arg-type]
     assert marks == [[0.0], [-1.0, 1.0, 0.0]]
-    printed = [text.get_text() for text in axes.texts]
-    assert printed[:6] == ["70.0", "–", "0.40", "69.0", "1.00", "0.50"]
+    assert printed(figure) == ["70.0", "69.0", "mean", "–", "1.00", "s.d. seeds", "0.40", "0.50", "s.d. images"]
     with pytest.raises(KitError, match="Both spreads are needed for each method"):
         figures.spread_dots(seeds(), {"dare": (0.5, -1.0, 1.0)})
 
@@ -584,7 +600,7 @@ def test_group_dots_of_differences_show_where_zero_is() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda frame: frame.drop(columns="row"), r"no column row\. Needed: panel, row, name, value"),
+        (lambda frame: frame.drop(columns="row"), r"no column row\. Needed: row, name, value"),
         (lambda frame: frame.assign(value=np.nan), "no value"),
         (lambda frame: pd.concat([frame, frame]), "two values of task_arithmetic in the row 'seen'"),
     ],

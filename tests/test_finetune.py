@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from mergekit_lite import suites
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
-from mergekit_lite.study import evaluation
 from mergekit_lite.suites.clip import finetune as tuning
-from mergekit_lite.suites.clip.finetune import finetune
+from mergekit_lite.suites.clip.finetune import make_expert
+from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.weight_files import read
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def same(one: Path, two: Path) -> bool:
 
 
 def test_the_steps_are_those_of_adam_with_a_cosine(suite: "Suite", tmp_path: Path) -> None:
-    written = finetune(suite, "signs", output=tmp_path, **SHORT)
+    written = make_expert(suite, "signs", output=tmp_path, **SHORT)
     weights = {name: tensor.clone().requires_grad_() for name, tensor in suite.base.items()}
     optimiser = torch.optim.Adam(weights.values(), lr=SHORT["learning_rate"])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=SHORT["steps"])
@@ -76,48 +76,48 @@ def test_the_steps_are_those_of_adam_with_a_cosine(suite: "Suite", tmp_path: Pat
         schedule.step()
     for name, tensor in read(written).items():
         torch.testing.assert_close(tensor, weights[name].detach(), rtol=1e-5, atol=1e-6)
-    assert evaluation.accuracy(suite, read(written), "signs") > evaluation.accuracy(suite, suite.base, "signs")
+    assert accuracy(suite, read(written), "signs") > accuracy(suite, suite.base, "signs")
 
 
 @pytest.mark.parametrize("stop", [3, 5, 6])
 def test_a_resumed_run_ends_with_the_very_numbers_of_an_uninterrupted_one(
     suite: "Suite", tmp_path: Path, capsys: pytest.CaptureFixture[str], stop: int
 ) -> None:
-    whole = finetune(suite, "digits", output=tmp_path / "whole", **SHORT)
+    whole = make_expert(suite, "digits", output=tmp_path / "whole", **SHORT)
     with pytest.raises(KeyboardInterrupt):
-        finetune(stopping(fakes.fake_suite(), stop), "digits", output=tmp_path / "parts", **SHORT)
+        make_expert(stopping(fakes.fake_suite(), stop), "digits", output=tmp_path / "parts", **SHORT)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint.safetensors"]
     capsys.readouterr()
-    parts = finetune(stopping(fakes.fake_suite(), 4 + 1), "digits", output=tmp_path / "parts", **SHORT)
-    assert f"Going on after step {stop // 3 * 3}, from" in capsys.readouterr().out
+    parts = make_expert(stopping(fakes.fake_suite(), 4 + 1), "digits", output=tmp_path / "parts", **SHORT)
+    assert f"Resuming after step {stop // 3 * 3}, from" in capsys.readouterr().out
     assert same(whole, parts)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["encoder.safetensors"]
 
 
 def test_the_miniature_resumes_too(miniature: "Suite", tmp_path: Path) -> None:
     recipe: dict[str, Any] = {"steps": 4, "learning_rate": 1e-4, "batch_size": 8, "checkpoint_every": 2}
-    whole = finetune(miniature, "digits", output=tmp_path / "whole", **recipe)
+    whole = make_expert(miniature, "digits", output=tmp_path / "whole", **recipe)
     other = stopping(suites.load_suite("miniature", "cpu"), 3)
     with pytest.raises(KeyboardInterrupt):
-        finetune(other, "digits", output=tmp_path / "parts", **recipe)
-    assert same(whole, finetune(miniature, "digits", output=tmp_path / "parts", **recipe))
+        make_expert(other, "digits", output=tmp_path / "parts", **recipe)
+    assert same(whole, make_expert(miniature, "digits", output=tmp_path / "parts", **recipe))
     tuned = read(whole)
     assert tuned.keys() == miniature.base.keys()
     assert not torch.equal(tuned["conv1.weight"], miniature.base["conv1.weight"])
 
 
 def test_it_says_how_it_goes(suite: "Suite", tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    finetune(suite, "digits", output=tmp_path, **SHORT)
+    make_expert(suite, "digits", output=tmp_path, **SHORT)
     *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["step 3/7", "step 6/7", "step 7/7"]
-    assert all("loss" in line and "% of the training images right" in line for line in lines)
-    assert last.endswith("% of the test images of digits right")
+    assert all("loss" in line and "% of the training images classified correctly" in line for line in lines)
+    assert last.endswith("% of the test images of digits are classified correctly")
 
 
 def test_a_finished_run_is_not_done_again(suite: "Suite", tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = finetune(suite, "digits", output=tmp_path, **SHORT)
+    first = make_expert(suite, "digits", output=tmp_path, **SHORT)
     capsys.readouterr()
-    assert finetune(stopping(suite, 0), "digits", output=tmp_path, **SHORT) == first
+    assert make_expert(stopping(suite, 0), "digits", output=tmp_path, **SHORT) == first
     assert capsys.readouterr().out == f"{first} is there already.\n"
     with safe_open(first, framework="pt") as file:
         metadata = file.metadata()
@@ -133,21 +133,21 @@ def test_a_folder_of_another_run_is_refused(
     suite: "Suite", tmp_path: Path, finished: bool, change: dict[str, Any]
 ) -> None:
     if finished:
-        finetune(suite, "digits", output=tmp_path, **SHORT)
+        make_expert(suite, "digits", output=tmp_path, **SHORT)
     else:
         with pytest.raises(KeyboardInterrupt):
-            finetune(stopping(fakes.fake_suite(), 4), "digits", output=tmp_path, **SHORT)
+            make_expert(stopping(fakes.fake_suite(), 4), "digits", output=tmp_path, **SHORT)
     task, numbers = ("signs", {}) if "task" in change else ("digits", change)
     with pytest.raises(KitError, match=r"is of a run with another suite, task, recipe or seed\. Delete it, or choose"):
-        finetune(suite, task, output=tmp_path, **{**SHORT, **numbers})
+        make_expert(suite, task, output=tmp_path, **{**SHORT, **numbers})
 
 
 def test_wrong_arguments_are_said(suite: "Suite", tmp_path: Path) -> None:
     with pytest.raises(KitError, match="There is no task 'digit'"):
-        finetune(suite, "digit", output=tmp_path, **SHORT)
+        make_expert(suite, "digit", output=tmp_path, **SHORT)
     for name in ("steps", "learning_rate", "batch_size", "checkpoint_every"):
         with pytest.raises(KitError, match=f"Fine-tuning on 'digits': {name} must be above 0"):
-            finetune(suite, "digits", output=tmp_path, **{**SHORT, name: 0})
+            make_expert(suite, "digits", output=tmp_path, **{**SHORT, name: 0})
 
 
 def test_images_come_in_shuffled_epochs() -> None:
@@ -175,10 +175,10 @@ def test_transformers_reads_what_is_written_for_it(tmp_path: Path) -> None:
 def test_clip_is_written_in_both_formats(suite: "Suite", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(tuning, "_write_for_transformers", lambda *given: asked.append(given))
-    finetune(suite, "digits", output=tmp_path / "fake", **SHORT)
+    make_expert(suite, "digits", output=tmp_path / "fake", **SHORT)
     assert not asked
     named = fakes.fake_suite("clip-vit-b-32")
-    tuned = read(finetune(named, "digits", output=tmp_path / "clip", **SHORT))
+    tuned = read(make_expert(named, "digits", output=tmp_path / "clip", **SHORT))
     ((folder, weights, projection),) = asked
     assert (folder, projection) == (tmp_path / "clip" / "transformers", fakes.DIMENSION)
     assert all(torch.equal(tuned[name], weights[name]) for name in tuned)

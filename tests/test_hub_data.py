@@ -63,13 +63,12 @@ def test_only_the_wanted_split_is_downloaded(hub: LoopbackHub) -> None:
 
 
 @pytest.mark.usefixtures("pauses")
-def test_the_first_answer_pins_the_commit_and_a_revision_chooses_another(hub: LoopbackHub) -> None:
+def test_the_first_answer_pins_the_commit(hub: LoopbackHub) -> None:
     first = put_mnist(hub)
     assert sources.located(task("mnist"), "test").commit == first
-    second = hub.put("dataset", "ylecun/mnist", {"data/test-0.parquet": b"not what it was"})
+    hub.put("dataset", "ylecun/mnist", {"data/test-0.parquet": b"not what it was"})
     assert sources.located(task("mnist"), "test").commit == first
-    assert sources.located(task("mnist"), "test", revision=second).commit == second
-    assert len(hub_data.labelled(task("mnist"), "test", revision=first)) == 20
+    assert len(hub_data.labelled(task("mnist"), "test")) == 20
 
 
 def test_what_was_downloaded_is_read_without_asking_the_hub(
@@ -90,7 +89,7 @@ def test_what_was_downloaded_is_read_without_asking_the_hub(
 @pytest.mark.usefixtures("pauses")
 def test_a_renamed_column_is_said_with_the_columns_there_are(hub: LoopbackHub) -> None:
     put_mnist(hub, label="digit")
-    with pytest.raises(KitError, match=r"'mnist': .*has no column 'label', but image, digit\. Choose a revision"):
+    with pytest.raises(KitError, match=r"'mnist': .*has no column 'label', but image, digit\. The data set may"):
         hub_data.labelled(task("mnist"), "test")
 
 
@@ -129,10 +128,8 @@ def test_what_the_hub_does_not_have_is_said(hub: LoopbackHub, change: dict[str, 
 
 
 @pytest.mark.usefixtures("pauses")
-def test_an_unknown_revision_and_a_missing_file_are_said(hub: LoopbackHub) -> None:
+def test_a_missing_file_is_said(hub: LoopbackHub) -> None:
     put_mnist(hub)
-    with pytest.raises(KitError, match="the repository has no such revision"):
-        sources.located(task("mnist"), "test", revision="v9")
     source = sources.located(task("mnist"), "test")
     del hub.content("dataset", "ylecun/mnist")["data/test-0.parquet"]
     with pytest.raises(KitError, match=r"data/test-0.parquet of the data set ylecun/mnist could not .*no such file"):
@@ -152,13 +149,13 @@ def test_a_short_trouble_of_the_hub_is_waited_for(hub: LoopbackHub, pauses: list
 def test_a_long_trouble_of_the_hub_is_explained(hub: LoopbackHub, pauses: list[float], status: int, words: str) -> None:
     put_mnist(hub)
     hub.fail("ylecun/mnist", status=status, times=10_000)
-    with pytest.raises(KitError, match=rf"ylecun/mnist could not be fetched: .*{words}.*it goes on where it stopped"):
+    with pytest.raises(KitError, match=rf"ylecun/mnist could not be fetched: .*{words}.*it resumes where it stopped"):
         hub_data.labelled(task("mnist"), "test")
     assert pauses
 
 
 @pytest.mark.usefixtures("pauses")
-def test_a_download_that_breaks_off_goes_on_where_it_stopped(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_breaks_off_resumes_where_it_stopped(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)  # bytes, for 10 MB

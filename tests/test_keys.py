@@ -11,7 +11,7 @@ import fakes
 import pytest
 import torch
 
-from mergekit_lite import methods, study
+from mergekit_lite import machine, methods, study
 from mergekit_lite.methods import registry
 from mergekit_lite.study import Cell, evaluation, keys, task_data
 from mergekit_lite.suites.broken import Broken
@@ -53,7 +53,12 @@ def cell(method: str = "simple_average", **parameters: Any) -> Cell:
 
 def parts(suite: "Suite", one: Cell, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
-    monkeypatch.setattr(keys, "_code_of", lambda part: seen.append(part) or "")
+
+    def note(part: Any) -> str:
+        seen.append(part)
+        return ""
+
+    monkeypatch.setattr(keys, "_code_of", note)
     study.cell_key(suite, one)
     return seen
 
@@ -97,13 +102,13 @@ def test_a_key_holds_the_code_of_the_method_it_starts_from(suite: "Suite", monke
 def test_a_key_changes_with_the_versions_that_compute(
     suite: "Suite", monkeypatch: pytest.MonkeyPatch, name: str, value: str, same: bool
 ) -> None:
-    before, known = study.cell_key(suite, cell()), keys.versions()
+    before, known = study.cell_key(suite, cell()), machine.versions()
     monkeypatch.setattr(keys, "versions", lambda: {**known, name: value})
     assert (study.cell_key(suite, cell()) == before) == same
 
 
 def test_a_build_of_the_same_version_changes_no_key(suite: "Suite", monkeypatch: pytest.MonkeyPatch) -> None:
-    known = keys.versions()
+    known = machine.versions()
     plain = {**known, "torch": known["torch"].partition("+")[0]}
     monkeypatch.setattr(keys, "versions", lambda: {**plain, "torch": plain["torch"] + "+cu999"})
     before = study.cell_key(suite, cell())

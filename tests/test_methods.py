@@ -16,11 +16,11 @@ from mergekit_lite.methods import (
     pretrained,
     simple_average,
     task_arithmetic,
-    ties,
     ties_merging,
 )
+from mergekit_lite.methods.shared import ranks
 from mergekit_lite.methods.shared.bank import Bank
-from mergekit_lite.methods.ties import agreeing, cutoff, elect_signs, trim, whole_cutoff
+from mergekit_lite.methods.ties import agreeing, cutoff, elect_signs, keep_agreeing, trim
 from mergekit_lite.weight_files import LazyWeights, write
 from mergekit_lite.weights import task_vector
 
@@ -112,7 +112,7 @@ def test_task_arithmetic_adds_scaled_task_vectors(pico: Pico) -> None:
 
 
 def test_references_are_the_base_and_each_expert(pico: Pico) -> None:
-    assert pretrained(pico.base, {}).weights == pico.base
+    close(pretrained(pico.base, {}).weights, pico.base)
     reference = individual(pico.base, pico.experts)
     close(dict(reference.for_task("signs")), pico.experts["signs"])
     close(dict(reference.for_task("a task without an expert")), pico.base)
@@ -127,41 +127,63 @@ def split(vector: Tensor) -> dict[str, Tensor]:
     return {"matrix": vector[:4].view(2, 2).clone(), "vector": vector[4:].clone()}
 
 
-@pytest.mark.parametrize(("density", "kept"), [(0.2, 3), (0.29, 3), (0.3, 4), (0.05, 1), (0.999, 10), (1.0, 10)])
+def least(vector: Tensor, density: float) -> float:
+    return cutoff({"x": torch.zeros_like(vector)}, {"x": vector}, density)
+
+
+@pytest.mark.parametrize(
+    ("density", "kept"), [(0.2, 3), (0.29, 3), (0.3, 4), (0.05, 1), (1e-300, 1), (0.999, 10), (1.0, 10)]
+)
 def test_trim_keeps_the_authors_count(density: float, kept: int) -> None:
     distinct = torch.tensor([1.0, -2, 3, -4, 5, -6, 7, -8, 9, -10])
-    trimmed = trim(distinct, density)
+    trimmed = trim(distinct, least(distinct, density))
     assert trimmed.count_nonzero() == kept
     assert torch.equal(trimmed[-kept:], distinct[-kept:])
 
 
 def test_trim_cuts_the_count_like_int_does() -> None:
     # 100 * 0.29 is 28.999... in binary: int() makes it 28, and the k-th smallest itself stays as well.
-    assert trim(torch.arange(1.0, 101), 0.29).count_nonzero() == 29
-    assert cutoff(torch.arange(1.0, 101), 0.29) == 72
+    assert least(torch.arange(1.0, 101), 0.29) == 72
 
 
 def test_trim_keeps_all_that_tie_with_the_smallest_kept() -> None:
-    assert torch.equal(trim(torch.tensor([1.0, -1, 1, 5, 0]), 0.2), torch.tensor([1.0, -1, 1, 5, 0]))
-    assert torch.equal(trim(torch.tensor([1.0, -1, 1, 5, 0]), 0.1), torch.tensor([0.0, 0, 0, 5, 0]))
+    tied = torch.tensor([1.0, -1, 1, 5, 0])
+    assert torch.equal(trim(tied, least(tied, 0.2)), tied)
+    assert torch.equal(trim(tied, least(tied, 0.1)), torch.tensor([0.0, 0, 0, 5, 0]))
+
+
+@pytest.mark.parametrize("density", [0.2, 1e-300])
+def test_of_a_few_weights_at_least_one_stays(density: float) -> None:
+    base, expert = {"x": torch.zeros(4)}, {"x": torch.tensor([1.0, -3, 2, 0])}
+    merged = ties_merging(base, {"a": expert}, density=density, scaling=1.0)
+    assert merged.weights["x"].tolist() == [0, -3, 0, 0]
 
 
 def test_trim_looks_at_each_task_vector_alone_and_leaves_its_input() -> None:
     both = torch.stack([FIRST, 100 * SECOND])
     before = both.clone()
-    trimmed = trim(both, 0.2)
+    trimmed = trim(both, torch.tensor([[least(vector, 0.2)] for vector in both]))
     assert torch.equal(both, before)
     assert trimmed[0].nonzero().flatten().tolist() == [0, 1, 8]
     assert trimmed[1].nonzero().flatten().tolist() == [1, 2, 7]
 
 
-def test_signs_are_those_of_the_sum_and_zeros_follow_the_majority() -> None:
+def test_signs_are_those_of_the_sum_and_zero_where_it_is_zero() -> None:
     vectors = torch.tensor([[3.0, -1, 2, 0, 1], [-1, 2, -2, 0, 1]])
-    assert elect_signs(vectors).tolist() == [1, 1, 1, 1, 1]
-    assert elect_signs(-vectors).tolist() == [-1, -1, -1, -1, -1]
+    assert elect_signs(vectors).tolist() == [1, 1, 0, 0, 1]
+    assert elect_signs(-vectors).tolist() == [-1, -1, 0, 0, -1]
+
+
+def test_entries_without_a_sign_of_their_own_follow_the_majority() -> None:
+    vectors = torch.tensor([[3.0, -1, 2, 0, 1], [-1, 2, -2, 0, 1]])
+    positive, negative = vectors.clone(), -vectors
+    keep_agreeing(positive, 1.0)
+    keep_agreeing(negative, 1.0)
+    assert positive.tolist() == [[3, 0, 2, 0, 1], [0, 2, 0, 0, 1]]
+    assert torch.equal(negative, -positive)
     tie = torch.tensor([[1.0, -1, 1], [0, 0, -1]])
-    assert elect_signs(tie).tolist() == [1, -1, 0]
-    assert agreeing(tie, elect_signs(tie)).tolist() == [[1, -1, 0], [0, 0, -1]]  # zero counts as negative
+    keep_agreeing(tie, 1.0)
+    assert tie.tolist() == [[1, -1, 0], [0, 0, -1]]  # as many signs each way: zero counts as negative
 
 
 def test_agreeing_keeps_entries_of_the_elected_sign() -> None:
@@ -191,8 +213,10 @@ def test_the_majority_is_that_of_the_whole_model() -> None:
 
 def test_streamed_ties_equals_its_steps_on_flat_vectors(pico: Pico) -> None:
     bank = Bank.of(pico.base, pico.experts)
-    trimmed = trim(bank.vectors, 0.2)
-    kept = agreeing(trimmed, elect_signs(trimmed))
+    trimmed = trim(bank.vectors, torch.tensor([[least(vector, 0.2)] for vector in bank.vectors], dtype=torch.float64))
+    kept = bank.vectors.clone()
+    keep_agreeing(kept, 0.2)
+    assert torch.equal(kept, agreeing(trimmed, elect_signs(trimmed)))
     assert trimmed.count_nonzero(dim=1).tolist() == [int(0.2 * bank.base.numel()) + 1] * 3
     assert 0 < kept.count_nonzero() < trimmed.count_nonzero()
     flat = bank.base + 0.3 * kept.sum(0)
@@ -261,12 +285,12 @@ def test_the_bank_lays_tensors_out_in_order_and_refuses_other_shapes(pico: Pico)
         bank.merged(coefficients.T)
 
 
-@pytest.mark.parametrize("density", [0.05, 0.2, 0.29, 0.999, 1.0])
+@pytest.mark.parametrize("density", [1e-300, 0.0001, 0.05, 0.2, 0.29, 0.999, 1.0])
 @pytest.mark.parametrize("kind", ["normal", "few values", "mostly still", "large ones where the sample does not look"])
 def test_the_streamed_cutoff_is_that_of_the_whole_vector(
     kind: str, density: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ties, "SAMPLE", 500)
+    monkeypatch.setattr(ranks, "SAMPLE", 500)
     values = torch.randn(10_007, generator=torch.Generator().manual_seed(1))
     if kind == "few values":
         values = (2 * values).round()
@@ -276,11 +300,12 @@ def test_the_streamed_cutoff_is_that_of_the_whole_vector(
         values[torch.arange(len(values)) % (len(values) // 500) != 0] += 10
     start = {"empty": torch.zeros(0), "matrix": torch.zeros(50, 100), "vector": torch.zeros(5007)}
     end = {"empty": values[:0], "matrix": values[:5000].view(50, 100), "vector": values[5000:]}
-    assert whole_cutoff(start, end, density) == cutoff(values.abs(), density)
+    k = len(values) - int(len(values) * density)
+    assert cutoff(start, end, density) == (float(values.abs().kthvalue(k).values) if k else 0)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("density", [0.2, 1.0])
 def test_the_streamed_cutoff_of_a_broken_vector_is_nan(value: float, density: float) -> None:
     end = {"a": torch.tensor([1.0, 2, value, 3]), "b": torch.ones(5)}
-    assert math.isnan(whole_cutoff({"a": torch.zeros(4), "b": torch.zeros(5)}, end, density))
+    assert math.isnan(cutoff({"a": torch.zeros(4), "b": torch.zeros(5)}, end, density))

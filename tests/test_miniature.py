@@ -1,6 +1,7 @@
 """The miniature suite: drawn images, heads, experts, and the regime that the book's figures rest on."""
 
 import json
+import re
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from torch.nn.functional import normalize
 import mergekit_lite
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
-from mergekit_lite.study.evaluation import accuracy
 from mergekit_lite.suites import Suite, Task, load_suite
 from mergekit_lite.suites.miniature import BASE, SIZES
 from mergekit_lite.suites.miniature.canvas import Canvas
@@ -24,6 +24,7 @@ from mergekit_lite.suites.miniature.drawing import DrawnTask, draw, pictures
 from mergekit_lite.suites.miniature.naming import targets
 from mergekit_lite.suites.miniature.pretraining import PretrainingRecipe, pretrain
 from mergekit_lite.suites.miniature.tasks import TASKS
+from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.suites.suite import check_tasks, checked_split
 from mergekit_lite.weight_files import read
 
@@ -262,6 +263,48 @@ def test_an_unknown_task_is_named_with_the_tasks_there_are(suite: Suite) -> None
 def test_an_unknown_suite_is_named_with_the_suites_there_are() -> None:
     with pytest.raises(KitError, match=r"no suite 'minature'. Did you mean 'miniature'\?"):
         load_suite("minature")
+
+
+def test_names_may_stand_in_one_text(suite: Suite) -> None:
+    assert suite.names("scenes, signs") == suite.names(["scenes", "signs"]) == ("scenes", "signs")
+    assert suite.names("digits") == ("digits",)
+    with pytest.raises(KitError, match=r"no task 'sings'. Did you mean 'signs'\?"):
+        suite.names("scenes,sings")
+    with pytest.raises(KitError, match=r"no task 'eigth'. Did you mean 'eight'\?"):
+        suite.names("eigth")
+    with pytest.raises(KitError, match="No task is named"):
+        suite.names(" ")
+
+
+def test_a_module_anywhere_can_make_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "my_suite.py").write_text("def load(name, device):\n    return name, device.type\n")
+    (package / "empty.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_suite("my_package.my_suite", "cpu") == ("my_package.my_suite", "cpu")
+    assert load_suite("my_package.my_suite@OC-8", "cpu") == ("my_package.my_suite@OC-8", "cpu")
+    with pytest.raises(KitError, match=r"The module my_package.empty has no function `load\(name, device\)`"):
+        load_suite("my_package.empty", "cpu")
+    for wrong in ("my_package.nothing", "nothing.at_all", "my_package", "../my_package.my_suite"):
+        with pytest.raises(KitError, match=r"There is no suite .* or the dotted path of a module"):
+            load_suite(wrong, "cpu")
+
+
+def test_a_fingerprint_holds_hashes_and_no_class_names(suite: Suite) -> None:
+    known = suite.fingerprint(("digits",), ("signs",), ("faces",))
+    assert {name: list(known[name]) for name in ("experts", "heads", "data", "training data")} == {
+        "experts": ["digits"],
+        "heads": ["signs"],
+        "data": ["digits", "signs"],
+        "training data": ["faces"],
+    }
+    hashes = [known["base"], *(one for name in ("experts", "heads", "data") for one in known[name].values())]
+    assert all(re.fullmatch("[0-9a-f]{16}", one) for one in hashes)
+    other = copy(suite)
+    other.tasks = {**suite.tasks, "signs": replace(suite.tasks["signs"], templates=("a {}.",))}
+    assert other.fingerprint((), ("signs",))["heads"] != suite.fingerprint((), ("signs",))["heads"]
 
 
 def test_an_unusable_device_is_refused() -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mergekit_lite import machine
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.shared import objectives
 from mergekit_lite.methods.registry import Objective
+from mergekit_lite.methods.shared import objectives
 from mergekit_lite.methods.shared.objectives import loss_and_gradient
 
 

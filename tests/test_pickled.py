@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from mergekit_lite.cache import file_hash
+from mergekit_lite.cache import file_digest
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import pickled
@@ -118,7 +118,7 @@ def test_a_pickled_encoder_is_converted_without_its_classes(tmp_path: Path, mode
         metadata = file.metadata()
     assert metadata["family"] == "OC-8"
     assert metadata["source"] == "finetuned.pt"
-    assert metadata["source_sha256"][:16] == file_hash(source)
+    assert metadata["source_sha256"] == file_digest(source)
     assert metadata["weights"] == weights_hash(expected)
     assert metadata["projection"] == "proj: fine-tuned with the encoder"
     assert "src.modeling" not in sys.modules

@@ -1,5 +1,7 @@
 """Only a complete, current, portable and described notebook gets into the book."""
 
+import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from projects import write_notebook
 from mergekit_lite.errors import KitError
 from mergekit_lite.pipeline import promotion
 
+RUN = {"profile": "short", "stamp": "0123", "records": []}
 PICTURE = "iVBORw0KGgo/tmp/abc/home/user="  # base64 may hold what looks like a path
 
 
@@ -39,7 +42,7 @@ def executed(tmp_path: Path, template: Path) -> Callable[..., Path]:
             cell.metadata["papermill"] = {"start_time": "now", "status": "completed"}
         code[-1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=3)]
         notebook.metadata["papermill"] = {"output_path": str(tmp_path / "build" / "x.ipynb"), "duration": 3.0}
-        notebook.metadata["mergekit_lite"] = {"profile": "short", "stamp": "0123", "seconds": 61.7}
+        notebook.metadata["mergekit_lite"] = {**RUN, "seconds": 61.7}
         notebook.metadata["language_info"] = {"name": "python", "version": "3.11.7"}
         change(notebook)
         path = tmp_path / "build" / "short" / "one.ipynb"
@@ -60,86 +63,139 @@ def show(*outputs: NotebookNode, **metadata: Any) -> Callable[[NotebookNode], No
     return change
 
 
+def another_run(notebook: NotebookNode) -> None:
+    """Change what differs between two runs with the same results: a figure may draw the seconds."""
+    notebook.metadata["papermill"]["duration"] = 9.0
+    notebook.metadata["mergekit_lite"]["seconds"] = 9.4
+    notebook.cells[1]["id"] = "another-id"
+    notebook.cells[-1].outputs = [output("image/png", "bm90aGVy", alt="Seconds.")]
+
+
+def made_from(*keys: str, **run: Any) -> Callable[[NotebookNode], None]:
+    """Return a change to another run, made from these records and whatever `run` says of it."""
+
+    def change(notebook: NotebookNode) -> None:
+        another_run(notebook)
+        notebook.metadata["mergekit_lite"].update(records=[f"fake/{key}" for key in keys], **run)
+
+    return change
+
+
+def record(cache: Path, key: str, accuracy: float = 50.0, seconds: float = 3.0, **provenance: str) -> Path:
+    """Write a record into the cache."""
+    path = cache / "records" / "fake" / f"{key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"key": key, "accuracy": {"digits": accuracy}, "trace": {"loss": [math.nan]}}
+    run = {"seconds": {"merge": seconds}, "peak_memory_mib": 100 * seconds}
+    path.write_text(json.dumps({**content, **run, "provenance": {"torch": "2.12", **provenance}}))
+    return path
+
+
+def promoted(book: Path) -> dict[str, Any]:
+    """Return what the promoted notebook says of its run."""
+    return dict(nbformat.read(book / "executed" / "one.ipynb", as_version=4).metadata["mergekit_lite"])
+
+
 def test_a_good_notebook_is_promoted_without_what_belongs_to_the_machine(
     tmp_path: Path, template: Path, executed: Callable[..., Path]
 ) -> None:
-    target = promotion.promote(executed(), template, tmp_path / "book" / "executed")
+    target = promotion.promote(executed(), template, tmp_path / "book")
     assert target == tmp_path / "book" / "executed" / "one.ipynb"
     text = target.read_text()
-    for trace in (str(tmp_path), "papermill", "start_time", "3.11.7", "0123"):
+    for trace in (str(tmp_path), "papermill", "start_time", "3.11.7"):
         assert trace not in text
     notebook = nbformat.read(target, as_version=4)
     nbformat.validate(notebook)
-    assert notebook.metadata["mergekit_lite"] == {"profile": "short", "seconds": 62}
+    assert promoted(tmp_path / "book") == {**RUN, "seconds": 62, "stamp": promoted(tmp_path / "book")["stamp"]}
     assert notebook.cells[-1].outputs[0]["data"]["text/plain"] == "2"
     assert notebook.cells[1]["id"] == "injected-parameters"
     assert [path.name for path in target.parent.iterdir()] == ["one.ipynb"]
 
 
-def test_the_same_results_are_the_same_bytes_and_are_not_written_again(
-    tmp_path: Path, template: Path, executed: Callable[..., Path]
-) -> None:
-    def another_run(notebook: NotebookNode) -> None:
-        notebook.metadata["papermill"]["duration"] = 9.0
-        notebook.metadata["mergekit_lite"]["seconds"] = 9.0
-        notebook.cells[1]["id"] = "another-id"
-        notebook.cells[-1].outputs[0]["data"]["text/plain"] = "<object at 0x7f0011223344>"
-
-    def same_run(notebook: NotebookNode) -> None:
-        notebook.cells[-1].outputs[0]["data"]["text/plain"] = "<object at 0x7f9988776655>"
-
-    target = promotion.promote(executed(same_run), template, tmp_path / "book")
-    os.utime(target, (1, 1))
-    promotion.promote(executed(another_run), template, tmp_path / "book")
-    assert target.stat().st_mtime == 1
-    assert nbformat.read(target, as_version=4).metadata["mergekit_lite"]["seconds"] == 62
-
-
-def test_the_records_behind_the_notebooks_come_along_and_those_of_none_go(
+def test_other_seconds_memory_and_dates_are_no_change(
     tmp_path: Path, template: Path, executed: Callable[..., Path], cache: Path
 ) -> None:
-    book, records = tmp_path / "book" / "executed", tmp_path / "book" / "records"
-    computed = cache / "records" / "fake"
-    computed.mkdir(parents=True)
-    for key in ("aa", "bb"):
-        (computed / f"{key}.json").write_text(key)
+    book = tmp_path / "book"
+    record(cache, "aa", commit="0123", started="2026-01-01", python="3.11.7", device="cpu")
+    target = promotion.promote(executed(made_from("aa")), template, book)
+    (kept,) = promotion.promote_records(book)
+    for path in (target, kept):
+        os.utime(path, (1, 1))
 
-    def made_from(*keys: str) -> Callable[[NotebookNode], None]:
-        return lambda notebook: notebook.metadata["mergekit_lite"].update(records=[f"fake/{key}" for key in keys])
+    record(cache, "aa", seconds=9.0, commit="4567", started="2026-02-02", python="3.12.1", device="NVIDIA H100")
+    promotion.promote(executed(made_from("aa", seconds=1.0)), template, book)
+    assert promotion.promote_records(book) == [kept]
+    assert (target.stat().st_mtime, kept.stat().st_mtime) == (1, 1)
+    assert promoted(book)["seconds"] == 9
 
-    promotion.promote(executed(made_from("aa", "bb")), template, book)
-    assert promotion.promote_records(book, records) == [records / "fake" / "aa.json", records / "fake" / "bb.json"]
-    assert (records / "fake" / "bb.json").read_text() == "bb"
-
-    (computed / "aa.json").unlink()
+    (cache / "records" / "fake" / "aa.json").unlink()  # the promoted record stands for it
     promotion.promote(executed(made_from("aa")), template, book)
-    assert promotion.promote_records(book, records) == [records / "fake" / "aa.json"]  # it was there already
-    assert [path.name for path in (records / "fake").iterdir()] == ["aa.json"]
-
-    promotion.promote(executed(made_from("aa", "cc")), template, book)
-    with pytest.raises(
-        KitError, match=r"The record fake/cc .* is not in the cache. Run its profile again with --force"
-    ):
-        promotion.promote_records(book, records)
+    promotion.promote_records(book)
+    assert (target.stat().st_mtime, kept.stat().st_mtime) == (1, 1)
 
 
-def test_seconds_follow_when_results_change(tmp_path: Path, template: Path, executed: Callable[..., Path]) -> None:
-    def other_results(notebook: NotebookNode) -> None:
-        notebook.metadata["mergekit_lite"]["seconds"] = 9.4
-        notebook.cells[-1].outputs[0]["data"]["text/plain"] = "3"
-
-    promotion.promote(executed(), template, tmp_path / "book")
-    target = promotion.promote(executed(other_results), template, tmp_path / "book")
-    assert nbformat.read(target, as_version=4).metadata["mergekit_lite"]["seconds"] == 9
-
-
-def test_a_notebook_from_before_seconds_were_kept_is_promoted_without(
-    tmp_path: Path, template: Path, executed: Callable[..., Path]
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache: made_from("aa", stamp="4567"),  # another template, parameter or library
+        lambda cache: record(cache, "bb") and made_from("aa", "bb"),
+        lambda cache: record(cache, "aa", accuracy=50.1) and made_from("aa"),
+        lambda cache: record(cache, "aa", torch="2.13") and made_from("aa"),
+    ],
+)
+def test_what_came_out_otherwise_is_written(
+    tmp_path: Path,
+    template: Path,
+    executed: Callable[..., Path],
+    cache: Path,
+    change: Callable[[Path], Callable[[NotebookNode], None]],
 ) -> None:
-    target = promotion.promote(
-        executed(lambda notebook: notebook.metadata["mergekit_lite"].pop("seconds")), template, tmp_path / "book"
-    )
-    assert nbformat.read(target, as_version=4).metadata["mergekit_lite"] == {"profile": "short"}
+    book = tmp_path / "book"
+    record(cache, "aa")
+    before = promotion.promote(executed(made_from("aa")), template, book)
+    promotion.promote_records(book)
+    os.utime(before, (1, 1))
+    promotion.promote(executed(change(cache)), template, book)
+    assert before.stat().st_mtime > 1
+    for path in promotion.promote_records(book):
+        assert path.read_bytes() == (cache / "records" / "fake" / path.name).read_bytes()
+
+
+def test_a_notebook_follows_a_record_that_another_one_promoted(
+    tmp_path: Path, template: Path, executed: Callable[..., Path], cache: Path
+) -> None:
+    book = tmp_path / "book"
+    record(cache, "aa")
+    target = promotion.promote(executed(made_from("aa")), template, book)
+    promotion.promote_records(book)
+    os.utime(target, (1, 1))
+    record(cache, "aa", accuracy=60.0)
+    promotion.promote_records(book)
+    promotion.promote(executed(made_from("aa")), template, book)
+    assert target.stat().st_mtime > 1
+
+
+def test_records_of_no_notebook_go_and_damaged_ones_are_replaced(
+    tmp_path: Path, template: Path, executed: Callable[..., Path], cache: Path
+) -> None:
+    book, records = tmp_path / "book", tmp_path / "book" / "records" / "fake"
+    for key in ("aa", "bb"):
+        record(cache, key)
+    promotion.promote(executed(made_from("aa", "bb")), template, book)
+    assert promotion.promote_records(book) == [records / "aa.json", records / "bb.json"]
+
+    (records / "aa.json").write_text("<<<<<<< a merge that went wrong")
+    promotion.promote(executed(made_from("aa")), template, book)
+    assert promotion.promote_records(book) == [records / "aa.json"]
+    assert [path.name for path in records.iterdir()] == ["aa.json"]
+    assert (records / "aa.json").read_bytes() == (cache / "records" / "fake" / "aa.json").read_bytes()
+
+
+def test_a_record_that_is_nowhere_is_worded(
+    tmp_path: Path, template: Path, executed: Callable[..., Path], cache: Path
+) -> None:
+    with pytest.raises(KitError, match=r"fake/cc .* not in the cache. Run its profile again with --force"):
+        promotion.promote(executed(made_from("cc")), template, tmp_path / "book")
 
 
 def set_count(value: int | None) -> Callable[[NotebookNode], None]:
@@ -162,6 +218,10 @@ def shorten(notebook: NotebookNode) -> None:
     notebook.cells.pop()
 
 
+def by_hand(notebook: NotebookNode) -> None:
+    del notebook.metadata["mergekit_lite"]
+
+
 def stream(text: str) -> NotebookNode:
     return nbformat.v4.new_output("stream", name="stderr", text=text)
 
@@ -173,6 +233,7 @@ def stream(text: str) -> NotebookNode:
         (set_count(None), "it was not run to its end"),
         (set_count(7), r"not run once each from top to bottom: the counts are \[1, 2, 7\]"),
         (edit, "another version of its template: they differ from the template's cell 3 on"),
+        (by_hand, "it was not made by `mergekit-lite run`"),
         (shorten, "another version of its template: they differ from the template's cell 3 on"),
         (show(stream("/home/me/lib.py:3: UserWarning")), "cell 4 holds the path /home/me/lib.py:3:, which exists on"),
         (show(stream(f"{os.getcwd()}/x.py")), "cell 4 holds the path"),

@@ -11,6 +11,8 @@ import torch
 import mergekit_lite
 from mergekit_lite.analysis.published import (
     SPELLING,
+    accuracies,
+    agreement,
     average,
     beside,
     by_task,
@@ -18,16 +20,14 @@ from mergekit_lite.analysis.published import (
     counterparts,
     curves,
     label,
-    published,
     released_tensors,
     scaling,
-    spelling,
 )
 from mergekit_lite.errors import KitError
 
 
 def test_table_1_of_adamerging_is_read() -> None:
-    table = published()
+    table = accuracies()
     assert label(table) == "AdaMerging Table 1, ViT-B/32 (OC-8)"
     assert len(table) == 12 * 9  # twelve methods; eight tasks and their average
     assert average(table, "task_arithmetic") == 69.1
@@ -35,9 +35,9 @@ def test_table_1_of_adamerging_is_read() -> None:
     assert average(table, "individual") == 90.5
 
 
-@pytest.mark.parametrize("method", sorted(set(published()["name"].dropna())))
+@pytest.mark.parametrize("method", sorted(set(accuracies()["name"].dropna())))
 def test_the_averages_of_table_1_are_those_of_its_tasks(method: str) -> None:
-    table = published()
+    table = accuracies()
     per_task = table[(table["name"] == method) & (table["task"] != "average")]["accuracy"]
     assert len(per_task) == 8
     assert average(table, method) == pytest.approx(per_task.mean(), abs=0.2)  # the paper cuts decimals off
@@ -50,34 +50,35 @@ def test_every_spelling_is_one_of_the_files(method: str) -> None:
 
 
 def test_each_model_has_its_own_main_table() -> None:
-    assert label(published("ViT-L-14")) == "AdaMerging Table 2, ViT-L/14 (OC-8)"
-    assert label(published("ViT-B-16")) == "AdaMerging appendix ViT-B/16 (OC-8; from a third-party note)"
-    assert label(published(setting="twenty", paper="FusionBench", table="twenty tasks")).endswith("(FB)")
+    assert label(accuracies("ViT-L-14")) == "AdaMerging Table 2, ViT-L/14 (OC-8)"
+    assert label(accuracies("ViT-B-16")) == "AdaMerging appendix ViT-B/16 (OC-8; from a third-party note)"
+    assert label(accuracies(setting="twenty", paper="FusionBench", table="twenty tasks")).endswith("(FB)")
 
 
 def test_no_table_holds_every_method() -> None:
-    assert average(published("ViT-B-16"), "task_arithmetic") is None
+    assert average(accuracies("ViT-B-16"), "task_arithmetic") is None
 
 
-def test_unknown_method_names_the_known_ones() -> None:
-    assert spelling("ties_merging") == "Ties-Merging"
-    with pytest.raises(KitError, match=r"'tise_merging'.*Known: pretrained, individual"):
-        spelling("tise_merging")
+def test_agreement_holds_the_methods_that_both_have_with_their_spread() -> None:
+    ours = {"task_arithmetic": (70.0, 1.5), "mine": (1.0, 0.0), "ties_merging": (72.0, 0.0)}
+    frame = agreement(ours, accuracies())
+    assert frame.to_numpy().tolist() == [["task_arithmetic", 69.1, 70, 68.5, 71.5], ["ties_merging", 72.4, 72, 72, 72]]
+    assert frame.attrs["label"] == "AdaMerging Table 1, ViT-B/32 (OC-8)"
 
 
 def test_unknown_model_setting_paper_or_table_lists_what_there_is() -> None:
     with pytest.raises(KitError, match=r"model 'ViT-H-14'.*AdaMerging has: ViT-B-32 eight"):
-        published("ViT-H-14")
+        accuracies("ViT-H-14")
     with pytest.raises(KitError, match=r"paper 'AdaMergin'.*Papers there are: .*AdaMerging"):
-        published(paper="AdaMergin")
+        accuracies(paper="AdaMergin")
     with pytest.raises(KitError, match=r"no table 'Table 7'.*Table 1; "):
-        published(table="Table 7")
+        accuracies(table="Table 7")
     with pytest.raises(KitError, match=r"Name one of: .*TSV-M example"):
-        published(paper="FusionBench", setting="twenty")
+        accuracies(paper="FusionBench", setting="twenty")
 
 
 def test_families_never_share_a_label() -> None:
-    mixed = pd.concat([published(), published(paper="FusionBench", table="eight tasks")])
+    mixed = pd.concat([accuracies(), accuracies(paper="FusionBench", table="eight tasks")])
     with pytest.raises(KitError, match=r"one checkpoint family.*OC-8; FusionBench eight tasks ViT-B-32 FB"):
         label(mixed)
 
@@ -92,7 +93,7 @@ def test_counterparts_are_found_by_title_or_name_in_any_spelling() -> None:
 
 @pytest.mark.parametrize("model", ["ViT-B-32", "ViT-B-16", "ViT-L-14"])
 def test_counterparts_agree_with_the_reported_table(model: str) -> None:
-    table = published(model, "twenty", "FusionBench", "twenty tasks")
+    table = accuracies(model, "twenty", "FusionBench", "twenty tasks")
     for method, column in (("pretrained", "pretrained"), ("individual", "finetuned")):
         rows = table[(table["name"] == method) & (table["task"] != "average")]
         assert list(counterparts(list(rows["task"]), model)[column]) == list(rows["accuracy"])
@@ -167,7 +168,7 @@ def test_the_authors_curves_end_where_their_table_does() -> None:
         assert logged["step"].is_monotonic_increasing
         last = logged.iloc[-1]
         assert last["step"] == 500
-        expected = average(published(), str(method))
+        expected = average(accuracies(), str(method))
         assert last["accuracy"] == pytest.approx(expected, abs=0.1)  # the table cuts decimals off
 
 
@@ -185,25 +186,25 @@ def test_a_curve_of_an_unknown_task_is_refused() -> None:
 def test_a_table_of_two_families_is_read_one_family_at_a_time() -> None:
     asked = ("ViT-B-32", "twenty-pool-four-eval", "FW-Merging", "ViT-B/32, 20 models")
     with pytest.raises(KitError, match="one checkpoint family"):
-        published(*asked)
-    rows = published(*asked, family="FB")
+        accuracies(*asked)
+    rows = accuracies(*asked, family="FB")
     assert set(rows["family"]) == {"FB"}
     assert average(rows, "soft_frank_wolfe") == 80.1
     assert average(rows, "pretrained") is None  # printed there, but of the other family
     with pytest.raises(KitError, match=r"no rows of the family 'OC-20'\. Families there are: FB, OC-8"):
-        published(*asked, family="OC-20")
+        accuracies(*asked, family="OC-20")
 
 
 def test_scaling_curves_are_read_in_the_order_of_the_pool() -> None:
     frame = scaling("irrelevant")
     assert frame.attrs["label"] == "FW-Merging scaling figure, irrelevant models, ViT-B/32 (FB; read off a figure)"
-    line = frame[frame["name"] == "task_arithmetic"]
-    assert list(line["added"]) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
-    assert (line["accuracy"].iloc[0], line["accuracy"].iloc[-1]) == (70.3, 21.2)
-    assert set(frame["name"]) == {
+    line = frame[frame["line"] == "task_arithmetic"]
+    assert list(line["x"]) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert (line["y"].iloc[0], line["y"].iloc[-1]) == (70.3, 21.2)
+    assert set(frame["line"]) == {
         "task_arithmetic", "ties_merging", "dare", "layer_wise_adamerging", "soft_frank_wolfe"
     }  # fmt: skip
-    assert scaling("relevant")["accuracy"].max() == 68.4
+    assert scaling("relevant")["y"].max() == 68.4
 
 
 def test_scaling_curves_that_nobody_published_are_refused() -> None:
@@ -224,7 +225,7 @@ def test_averages_of_several_papers_are_of_one_family_and_say_where_they_stand()
 
 
 def test_published_accuracies_are_read_task_by_task_under_our_names() -> None:
-    table = by_task(published(setting="generalization-1"), ["Stanford Cars", "MNIST", "average-unseen", "KMNIST"])
+    table = by_task(accuracies(setting="generalization-1"), ["Stanford Cars", "MNIST", "average-unseen", "KMNIST"])
     assert list(table.columns) == ["Stanford Cars", "MNIST", "average-unseen", "KMNIST"]
     found = [table.at["layer_wise_adamerging", task] for task in table.columns[:3]]
     assert found == [65.9, 84.0, 70.0]
@@ -232,7 +233,7 @@ def test_published_accuracies_are_read_task_by_task_under_our_names() -> None:
 
 
 def test_rows_of_methods_that_the_kit_does_not_have_are_left_out_of_the_table_by_task() -> None:
-    table = by_task(published(setting="corruption-contrast", paper="FusionBench"), ["EuroSAT", "average"])
+    table = by_task(accuracies(setting="corruption-contrast", paper="FusionBench"), ["EuroSAT", "average"])
     assert list(table.index) == [
         "fisher_merging",
         "regmean",

@@ -1,9 +1,11 @@
 """The pages that list what exists elsewhere are complete, their examples run, and no page types a result of ours."""
 
+import os
 import re
+import subprocess
 import sys
-import types
 from pathlib import Path
+from typing import Any
 
 import fakes
 import pandas as pd
@@ -14,7 +16,6 @@ from mergekit_lite import cli, figures, study
 from mergekit_lite.methods import all_methods
 from mergekit_lite.pipeline import sphinx_pages
 from mergekit_lite.pipeline.book import toc_pages
-from mergekit_lite.study.records import Cell
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -73,16 +74,14 @@ def test_published_numbers_in_prose_are_in_the_reference() -> None:
 
 
 def test_the_command_line_page_has_every_command_and_option() -> None:
-    page = sphinx_pages.commands()
-    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL))
+    sections = dict(
+        re.findall(r"^## `mergekit-lite (\w+)`\n(.*?)(?=^## |\Z)", sphinx_pages.commands(), flags=re.M | re.S)
+    )
     assert list(sections) == [one.callback.__name__ for one in cli.app.registered_commands if one.callback]
     for command, section in sections.items():
         shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
-        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", shown)) - {"--help"}
-        assert set(re.findall(r"--[a-z][a-z-]+", section)) == options, command
-    assert "`--steps NUMBER`\n: How often the weights are changed. Default: `4000`." in sections["finetune"]
-    assert "`--train / --no-train`" in sections["fetch"]
-    assert "mergekit-lite doctor [PROFILE] [OPTIONS]" in sections["doctor"]
+        options = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+        assert set(options.findall(section)) == set(options.findall(shown)), command
 
 
 def test_the_library_page_has_every_method_and_figure() -> None:
@@ -124,17 +123,26 @@ def test_examples_of_the_coursework_page_run(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr("mergekit_lite.suites.load_suite", lambda name: fakes.fake_suite())
     method, use, grade = re.findall(r"```python\n(.*?)```", COURSEWORK, flags=re.DOTALL)
     (tmp_path / "median.py").write_text(method, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    namespace: dict[str, object] = {}
-    exec(f"import median\n{use}\n{grade}", namespace)
-    assert isinstance(sys.modules["median"], types.ModuleType)
-    suite, cells = namespace["suite"], namespace["cells"]
-    assert isinstance(cells, list)
-    assert isinstance(cells[1], Cell)
-    handed_in = namespace["handed_in"]
-    assert callable(handed_in)
-    kept = cache / "records" / fakes.fake_suite().name
-    record = handed_in(kept, suite, cells[1])
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(f"{use}\n{grade}", namespace)
+    suite, cell, handed_in = namespace["suite"], namespace["cells"]["median"], namespace["handed_in"]
+    record = handed_in(cache / "records" / fakes.fake_suite().name, suite, cell)
     assert isinstance(record, study.Record)
     assert record.title == "Median"
-    assert handed_in(tmp_path, suite, cells[1]) is None
+    assert handed_in(tmp_path, suite, cell) is None
+
+
+def test_the_example_of_the_coursework_page_is_a_script_for_several_cores(cache: Path, tmp_path: Path) -> None:
+    method, use, _ = re.findall(r"```python\n(.*?)```", COURSEWORK, flags=re.DOTALL)
+    (tmp_path / "median.py").write_text(method, encoding="utf-8")
+    use = use.replace("from mergekit_lite.suites import load_suite", "from fakes import fake_suite")
+    use = use.replace('load_suite("miniature")', "fake_suite()").replace("(suite, cells)", "(suite, cells, workers=2)")
+    (tmp_path / "script.py").write_text(use, encoding="utf-8")
+    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "MERGEKIT_LITE_CACHE": str(cache)}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, **paths}, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^median \(none\): \d+\.\d %$", done.stdout, flags=re.MULTILINE)

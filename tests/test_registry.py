@@ -1,19 +1,20 @@
-"""The registry: signatures are schemas, errors name what exists, fingerprints follow the code."""
+"""The registry: signatures are schemas, errors name what exists, what goes in and comes out is checked."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from conftest import Pico
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods import Access, Merged, all_methods, code_fingerprint, get, method, registry, resolve
+from mergekit_lite.methods import Access, Merged, all_methods, get, method, registry, resolve
+from mergekit_lite.weight_files import LazyWeights, write
+from mergekit_lite.weights import weights_hash
 
 Experts = Mapping[str, Mapping[str, Tensor]]
 
@@ -199,59 +200,118 @@ def test_merged_for_task_prefers_the_tasks_own_weights() -> None:
     assert merged.for_task("signs") == {"a": one, "b": zero}
 
 
-MODULE = """
-from typing import Any
-# a comment
-from mergekit_lite.methods.registry import Access, Merged, method
+@pytest.mark.usefixtures("_own_methods")
+def test_the_bare_function_is_within_reach() -> None:
+    def mine(base: Any, experts: Any) -> Merged:
+        return Merged(dict(base))
 
-@method(title="", cite="", access=Access.NONE)
-def from_a_file(base: Any, experts: Any) -> Merged:
-    return Merged(dict(base))
-"""
+    registered = method(title="", cite="", access=Access.NONE)(mine)
+    assert get("mine").function is registered
+    assert registered.__wrapped__ is mine  # type: ignore[attr-defined]
+    assert get("mine").source is None
+
+
+# What a method answers
+
+
+def answering(merge: Any, **more: Any) -> Any:
+    def mine(base: Any, experts: Any) -> Merged:
+        return merge(base, experts)
+
+    return method(title="", cite="", access=Access.NONE, **more)(mine)
 
 
 @pytest.mark.usefixtures("_own_methods")
-def test_the_fingerprint_follows_the_code_not_the_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "of_a_reader.py"
-    path.write_text(MODULE)
-    spec = importlib.util.spec_from_file_location("of_a_reader", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "of_a_reader", module)
-    spec.loader.exec_module(module)
-    first = code_fingerprint("from_a_file")
-    assert len(first) == 16
-    path.write_text(MODULE.replace("# a comment", "# another\n\n"))
-    assert code_fingerprint("from_a_file") == first
-    path.write_text(MODULE.replace("dict(base)", "dict(**base)"))
-    assert code_fingerprint("from_a_file") != first
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        (lambda base, experts: Merged({}), r"'conv1\.weight' is missing; .* and 1 more\. Return every tensor"),
+        (lambda base, experts: Merged({**base, "x": base["proj"]}), r"'x' is not in the base\."),
+        (lambda base, experts: Merged({**base, "proj": base["proj"].T}), r"has shape \(5, 6\), the base \(6, 5\)"),
+        (
+            lambda base, experts: Merged({**base, "proj": base["proj"].half()}),
+            r"torch\.float16, the base torch\.float64",
+        ),
+        (lambda base, experts: dict(base), r"'mine' returned dict\. Return `Merged"),
+        (lambda base, experts: None, r"'mine' returned NoneType\."),
+    ],
+)
+def test_an_outcome_that_does_not_fit_the_base_is_refused(merge: Any, message: str, pico: Pico) -> None:
+    with pytest.raises(KitError, match=message):
+        answering(merge)(pico.base, pico.experts)
 
 
-def test_the_fingerprint_reaches_through_imports() -> None:
-    def reached(name: str) -> set[str]:
-        waiting, seen = [get(name).function.__module__], set()
-        while waiting:
-            one = waiting.pop()
-            if one not in seen:
-                seen.add(one)
-                file = registry._module_file(one)
-                assert file
-                waiting += registry._imported(file.read_text(encoding="utf-8"))
-        return seen
+@pytest.mark.usefixtures("_own_methods")
+def test_only_a_reference_answers_with_weights_of_single_tasks(pico: Pico) -> None:
+    def cheat(base: Any, experts: Any) -> Merged:
+        return Merged(dict(base), own=experts)
 
-    package = "mergekit_lite"
-    common = {f"{package}.weights", f"{package}.methods.registry"}
-    assert reached("ties_merging") == {f"{package}.methods.ties"} | common
-    parts = ("adamerging", "adapting", "bank", "objectives", "ties")
-    assert reached("layer_wise_adamerging") == {f"{package}.methods.{part}" for part in parts} | common
-    assert code_fingerprint("ties_merging") != code_fingerprint("task_arithmetic")
-    assert code_fingerprint("simple_average") == code_fingerprint("task_arithmetic")  # one file
+    with pytest.raises(KitError, match=r"'mine' returned weights of single tasks .* which only a reference does"):
+        answering(cheat)(pico.base, pico.experts)
+    assert set(answering(cheat, reference=True)(pico.base, pico.experts).own) == set(pico.experts)
+    without = {task: {name: one for name, one in pico.base.items() if name != "proj"} for task in pico.experts}
+    with pytest.raises(KitError, match=r"do not fit the base: 'proj' is missing"):
+        answering(lambda base, experts: Merged(base, own=without), reference=True)(pico.base, pico.experts)
+    assert [info.name for info in all_methods() if info.reference and info.name != "mine"] == [
+        "pretrained",
+        "individual",
+    ]
 
 
-def test_import_forms_that_count() -> None:
-    package = "mergekit_lite"
-    assert registry._imported("import mergekit_lite.methods.shared.bank") == [f"{package}.methods.bank"]
-    assert registry._imported("from mergekit_lite.methods import bank, Merged") == [f"{package}.methods.bank"]
-    assert registry._imported("from mergekit_lite import weights, errors") == [f"{package}.weights"]
-    assert registry._imported("from mergekit_lite.errors import KitError\nimport torch") == []
+# What a method may write to
+
+WRITING = {
+    "in place": lambda tensor: tensor.add_(1),
+    "through data": lambda tensor: tensor.data.add_(1),
+    "through numpy": lambda tensor: np.add(tensor.numpy(), 1, out=tensor.numpy()),
+    "turned round": lambda tensor: tensor.data.copy_(tensor.flip(0).clone()),
+}
+
+
+@pytest.mark.usefixtures("_own_methods")
+@pytest.mark.parametrize("how", WRITING)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_a_method_writes_to_reaches_nobody_else(how: str, on_disk: bool, pico: Pico, tmp_path: Path) -> None:
+    experts: dict[str, Any] = dict(pico.experts)
+    if on_disk:
+        for task, expert in pico.experts.items():
+            write(tmp_path / task, expert)
+            experts[task] = LazyWeights(tmp_path / task)
+    before = {name: weights_hash(weights) for name, weights in {"base": pico.base, **experts}.items()}
+
+    def scribble(base: Any, experts: Any) -> Merged:
+        for weights in (base, *experts.values()):
+            WRITING[how](weights["proj"])
+        return Merged(base)
+
+    merged = answering(scribble)(pico.base, experts).weights
+    assert {name: weights_hash(weights) for name, weights in {"base": pico.base, **experts}.items()} == before
+    own = pico.base["proj"].clone()
+    WRITING[how](own)
+    assert torch.equal(merged["proj"], own)  # what it wrote counts for itself
+
+
+@pytest.mark.usefixtures("_own_methods")
+def test_the_base_that_pretrained_returns_is_a_copy(pico: Pico) -> None:
+    before = weights_hash(pico.base)
+    get("pretrained").function(pico.base, {}).weights["proj"].zero_()
+    assert weights_hash(pico.base) == before
+
+
+@pytest.mark.usefixtures("_own_methods")
+def test_each_expert_is_asked_for_once(pico: Pico) -> None:
+    asked: list[str] = []
+
+    class Opening(Mapping[str, Mapping[str, Tensor]]):
+        def __getitem__(self, key: str) -> Mapping[str, Tensor]:
+            asked.append(key)
+            return pico.experts[key]
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(pico.experts)
+
+        def __len__(self) -> int:
+            return len(pico.experts)
+
+    get("task_arithmetic").function(pico.base, Opening())
+    assert asked == list(pico.experts)

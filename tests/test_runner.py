@@ -19,7 +19,9 @@ from mergekit_lite import cache
 from mergekit_lite.errors import KitError
 from mergekit_lite.pipeline import profiles, runner
 
-LISTING = "Parameters: steps: int = 3, rate: float = 0.001, names: list[str] = ['a'], suite: str = 'miniature'."
+LISTING = (
+    "Parameters: steps: int = 3, rate: float = 0.001, name: str = 'a', quick: bool = False, suite: str = 'miniature'."
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,7 @@ def printed(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"steps": 5}, {"rate": 1}, {"rate": 0.5}, {"names": ["b", "c"]}, {"suite": "other"}]
+    "given", [{}, {"steps": 5}, {"rate": 1}, {"rate": 0.5}, {"name": "b"}, {"quick": True}, {"suite": "other"}]
 )
 def test_parameters_of_the_right_type_pass_and_the_suite_is_added(tmp_path: Path, given: dict[str, Any]) -> None:
     write_notebook(tmp_path, "one")
@@ -50,13 +52,14 @@ def test_parameters_of_the_right_type_pass_and_the_suite_is_added(tmp_path: Path
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"step": 5}, "It has no parameter 'step'."),
+        ({"step": 5}, "It has no parameter 'step'. Did you mean 'steps'?"),
         ({"steps": 5.5}, "Parameter 'steps' must be int, not 5.5 (float)."),
         ({"steps": "5"}, "Parameter 'steps' must be int, not '5' (str). Numbers stand without quotes"),
         ({"steps": True}, "Parameter 'steps' must be int, not True (bool)."),
         ({"rate": "1e-3"}, "YAML takes 1e-3 for text: write 1.0e-3."),
-        ({"names": "a"}, "Parameter 'names' must be list[str], not 'a' (str)."),
-        ({"names": [1]}, "Parameter 'names' must be list[str], not [1] (list)."),
+        ({"rate": True}, "Parameter 'rate' must be float, not True (bool)."),
+        ({"name": ["a"]}, "Parameter 'name' must be str, not ['a'] (list)."),
+        ({"quick": 1}, "Parameter 'quick' must be bool, not 1 (int)."),
         ({"steps": None}, "Parameter 'steps' must be int, not None (NoneType)."),
     ],
 )
@@ -73,22 +76,28 @@ def test_a_wrong_parameter_fails_before_anything_runs(tmp_path: Path, given: dic
     assert not (tmp_path / "notebooks" / "ran").exists()
 
 
-def test_a_parameter_may_be_one_of_several_types(tmp_path: Path) -> None:
-    write_notebook(tmp_path, "one", parameters="limit: int | None = None\nmode: Literal['a', 'b'] = 'a'")
-    values: list[dict[str, Any]] = [{"limit": 3}, {"limit": None, "mode": "b"}]
-    for given in values:
-        assert runner.check_parameters(write_profile(tmp_path, one=given), "one", tmp_path) == given
-    with pytest.raises(KitError, match=r"'mode' must be Literal\['a', 'b'\], not 'c'"):
-        runner.check_parameters(write_profile(tmp_path, one={"mode": "c"}), "one", tmp_path)
-
-
 @pytest.mark.parametrize(
-    "line", ["steps = 3", "import os", "steps: integer = 3", "steps: int", "steps: int = 2 + compute()", "print(3)"]
+    "line",
+    [
+        "steps = 3",
+        "import os",
+        "steps: integer = 3",
+        "steps: int",
+        "steps: int = 2 + compute()",
+        "steps: int = '2'",
+        "steps: int | None = None",
+        "names: list[str] = ['a']",
+        "steps: print('evaluated') = 3",
+        "print(3)",
+    ],
 )
-def test_a_line_that_is_no_typed_assignment_is_worded(tmp_path: Path, line: str) -> None:
+def test_a_line_that_is_no_assignment_with_a_known_type_is_worded_and_never_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
     path = write_notebook(tmp_path, "one", parameters=line)
     with pytest.raises(KitError, match=r"one.ipynb: the cell tagged `parameters` holds .* `name: type = value`"):
         runner.notebook_parameters(path)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_notebook_without_parameters_takes_none(tmp_path: Path) -> None:
@@ -116,10 +125,20 @@ def test_a_file_that_is_no_notebook_is_worded(tmp_path: Path) -> None:
 def test_the_library_hash_changes_with_what_notebooks_show_and_not_with_what_drives_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = runner.library_hash()
-    real = cache.file_hash
-    monkeypatch.setattr(runner, "file_hash", lambda path: "x" if path.name == "cli.py" else real(path))
+    package = Path(runner.__file__).parents[1]
+    before, real = runner.library_hash(), cache.file_hash
+    files = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    drivers = {path for path in files if path.is_relative_to(package / "pipeline")}
+    assert drivers
+    hashed: list[Path] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path)
+        return real(path)
+
+    monkeypatch.setattr(runner, "file_hash", noted)
     assert runner.library_hash() == before
+    assert set(hashed) == set(files) - drivers - {package / "cli.py"}
     monkeypatch.setattr(runner, "file_hash", lambda path: "x" if path.name == "reported.csv" else real(path))
     assert runner.library_hash() != before
 
@@ -157,7 +176,7 @@ def test_a_notebook_runs_in_this_python_and_again_only_when_something_changed(
     assert path.read_bytes() == before
     assert capsys.readouterr().out.startswith("one: unchanged since it was run")
 
-    stamps = [runner.stamp_of(path)]
+    stamps = [runner.run_of(path)["stamp"]]
 
     def executed(template: Path, target: Path, parameters: dict[str, object], stamped: dict[str, str]) -> float:
         stamps.append(stamped["stamp"])
@@ -221,7 +240,10 @@ def test_an_interrupt_ends_the_kernel_and_leaves_nothing_half_done(tmp_path: Pat
         tmp_path, "one", f"import os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
     )
     write_profile(tmp_path, one={})
-    code = "from mergekit_lite import runner\nrunner._check_suites = print\nfrom mergekit_lite.cli import app\napp()"
+    code = (
+        "from mergekit_lite.cli import app\nfrom mergekit_lite.pipeline import runner\n"
+        "runner._check_suites = print\napp()"
+    )
     run = subprocess.Popen(
         [sys.executable, "-c", code, "run", "short"], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -11,11 +11,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from myst_nb.ext.glue import extract_glue_data
 
-from mergekit_lite.analysis.published import beside, counterparts, published
+from mergekit_lite.analysis.accuracy import accuracy_frame
+from mergekit_lite.analysis.published import accuracies, beside, counterparts
 from mergekit_lite.errors import KitError
 from mergekit_lite.figures.tables import (
-    accuracy_frame,
     accuracy_table,
+    deviations,
     glue,
     plain_table,
     regime_table,
@@ -36,7 +37,7 @@ def words(cell: ElementTree.Element) -> str:
 
 
 def test_frame_holds_records_in_order_with_the_published_average() -> None:
-    frame = accuracy_frame(samples.records(), published())
+    frame = accuracy_frame(samples.records(), accuracies())
     assert list(frame.columns) == ["method", "data access", *samples.TASKS, "average", LABEL]
     assert list(frame.index) == [
         "pretrained",
@@ -52,14 +53,14 @@ def test_frame_holds_records_in_order_with_the_published_average() -> None:
 
 def test_a_method_without_published_number_gets_a_dash() -> None:
     mine = samples.record("mine", "Mine & <yours>", (1.0, 2.0, 3.0))
-    frame = accuracy_frame([mine], published())
+    frame = accuracy_frame([mine], accuracies())
     assert list(frame[LABEL].isna()) == [True]
-    last = rows(accuracy_table([mine], published()).data)[-1]
+    last = rows(accuracy_table([mine], accuracies()).data)[-1]
     assert [words(cell) for cell in last] == ["Mine & <yours>", "none", "1.0", "2.0", "3.0", "2.0", "–"]
 
 
 def test_best_merged_value_of_each_column_is_bold_and_references_do_not_compete() -> None:
-    lines = rows(accuracy_table(samples.records(), published()).data)
+    lines = rows(accuracy_table(samples.records(), accuracies()).data)
     bold = {words(line[0]): [words(cell) for cell in line if cell.find("strong") is not None] for line in lines}
     assert bold == {
         "method": [],
@@ -77,7 +78,7 @@ def test_values_that_look_equal_are_equally_bold() -> None:
 
 
 def test_table_is_readable_by_a_screen_reader_and_has_no_script() -> None:
-    html = accuracy_table(samples.records(), published()).data
+    html = accuracy_table(samples.records(), accuracies()).data
     root = ElementTree.fromstring(html)
     caption = root.find(".//caption")
     assert caption is not None
@@ -91,7 +92,7 @@ def test_table_is_readable_by_a_screen_reader_and_has_no_script() -> None:
 
 
 def test_same_records_give_the_same_bytes() -> None:
-    assert accuracy_table(samples.records(), published()).data == accuracy_table(samples.records(), published()).data
+    assert accuracy_table(samples.records(), accuracies()).data == accuracy_table(samples.records(), accuracies()).data
 
 
 def test_a_caption_of_ones_own_is_escaped() -> None:
@@ -179,3 +180,22 @@ def test_a_record_can_be_read_on_some_of_its_tasks() -> None:
     assert record.average == 70.0
     with pytest.raises(KitError, match="Task Arithmetic was evaluated on scenes, signs, digits, not on faces"):
         record.on(("digits", "faces"))
+
+
+def test_deviations_name_the_parameters_that_differ_from_the_defaults_once() -> None:
+    one = samples.record(
+        "layer_wise_adamerging", "Layer-wise AdaMerging", (1, 2, 3), parameters={"steps": 300, "initial": 0.3}
+    )
+    assert deviations([*samples.records(), one, one]) == "* Layer-wise AdaMerging: steps 300 instead of 500"
+    assert deviations(samples.records()) == "* All methods ran with their defaults."
+
+
+def test_deviations_from_a_recipe_and_under_names_of_ones_own() -> None:
+    one = samples.record("layer_wise_adamerging", "Layer-wise AdaMerging", (1, 2, 3), parameters={"steps": 300})
+    named = {"layer_wise_adamerging": one, "short": one, ("clean", "task_arithmetic"): one}
+    recipes = {"layer_wise_adamerging": {"steps": 200}, "short": {"steps": 300, "clamp": False}}
+    assert deviations(named, recipes).splitlines() == [
+        "* Layer-wise AdaMerging: steps 300 instead of 200",
+        "* short: clamp True instead of False",
+        "* clean, Task Arithmetic: steps 300 instead of 200",
+    ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mergekit_lite.analysis.geometry import geometry
+from mergekit_lite.analysis.geometry import lengths_and_angles
 from mergekit_lite.errors import KitError
 from mergekit_lite.weight_files import LazyWeights, read, write
 from mergekit_lite.weights import check_finite, check_floating, check_same, pieces, task_vector, weights_hash
@@ -151,7 +151,7 @@ def test_geometry_of_vectors_known_by_hand(tmp_path: Path) -> None:
         expert = {"a": base["a"] + torch.tensor(a), "b": base["b"] + torch.tensor(b)}
         write(tmp_path / f"{name}.safetensors", expert)
         experts[name] = LazyWeights(tmp_path / f"{name}.safetensors")
-    names, norms, cosines = geometry(base, experts)
+    names, norms, cosines = lengths_and_angles(base, experts)
     half = 0.5**0.5
     assert names == ("first", "second", "third")
     assert norms.tolist() == pytest.approx([0.2, 0.4, 0.6 * 2**0.5])
@@ -167,7 +167,7 @@ def test_geometry_is_that_of_all_parameters_in_one_row(weights: dict[str, Tensor
     rows = [
         torch.cat([(expert[key] - weights[key]).double().flatten() for key in weights]) for expert in experts.values()
     ]
-    _, norms, cosines = geometry(weights, experts)
+    _, norms, cosines = lengths_and_angles(weights, experts)
     length = torch.cat([one.double().flatten() for one in weights.values()]).norm()
     assert torch.allclose(norms, torch.stack([row.norm() for row in rows]) / length)
     assert torch.allclose(cosines[0, 1], torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=0))
@@ -183,22 +183,22 @@ def test_geometry_reads_one_tensor_of_every_expert_at_a_time(weights: dict[str, 
                 asked.append(key)
             return super().__getitem__(key)
 
-    geometry(weights, {"x": Watched(weights), "y": Watched(weights)})
+    lengths_and_angles(weights, {"x": Watched(weights), "y": Watched(weights)})
     assert asked == [key for key in weights for _ in range(2)]
 
 
 def test_geometry_of_an_expert_that_did_not_move_has_no_angle(weights: dict[str, Tensor]) -> None:
     moved = {key: one + 1 for key, one in weights.items()}
-    _, norms, cosines = geometry(weights, {"still": weights, "moved": moved})
+    _, norms, cosines = lengths_and_angles(weights, {"still": weights, "moved": moved})
     assert norms[0] == 0
     assert cosines.isnan().tolist() == [[True, True], [True, False]]
 
 
 def test_geometry_refuses_what_does_not_fit_and_names_the_expert(weights: dict[str, Tensor]) -> None:
     with pytest.raises(KitError, match=r"weights of the expert 'x' do not fit the base weights: 'e' is missing"):
-        geometry(weights, {"x": {key: one for key, one in weights.items() if key != "e"}})
+        lengths_and_angles(weights, {"x": {key: one for key, one in weights.items() if key != "e"}})
     with pytest.raises(KitError, match=r"NaN or infinite values in the expert 'y'\. Fetch or train it again"):
-        geometry(weights, {"x": weights, "y": {**weights, "a": weights["a"] * torch.nan}})
+        lengths_and_angles(weights, {"x": weights, "y": {**weights, "a": weights["a"] * torch.nan}})
 
 
 def test_pieces_cover_every_entry_once_and_can_be_written_through() -> None:

@@ -9,15 +9,14 @@ import open_clip
 import pytest
 import torch
 
-from mergekit_lite.cache import file_hash
-from mergekit_lite.suites import clip
-from mergekit_lite.suites.clip import ClipSuite, check, decoded, hub
+from mergekit_lite.cache import file_digest
+from mergekit_lite.suites.clip import ClipSuite, check, clip_suite, decoded, hub
 from mergekit_lite.suites.clip.benchmark import ClipModel, hub_tasks
 from mergekit_lite.suites.clip.transformers_format import to_transformers
 from mergekit_lite.suites.suite import Split
 from mergekit_lite.weight_files import write
 
-TINY = ClipModel("clip-tiny", "CLIP tiny", "b32", "mergekit-lite-test-quickgelu", "openai", "nobody/tiny")
+TINY = ClipModel("clip-tiny", "CLIP tiny", "b32", "mergekit-lite-test-quickgelu", "openai")
 CONFIG = {
     "embed_dim": 16,
     "quick_gelu": True,
@@ -54,13 +53,13 @@ def suite(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cache: Path) 
         labels = rng.integers(len(task.classnames), size=60)
         return Split(rng.integers(256, size=(60, 3, side, side), dtype=np.uint8), labels)
 
-    def source(repo: str, filename: str, revision: str = "main") -> hub.Source:
-        return hub.Source(repo, filename, "c" * 40, file_hash(files[repo]))
+    def source(repo: str, filename: str) -> hub.Source:
+        return hub.Source(repo, filename, "c" * 40, file_digest(files[repo]))
 
-    monkeypatch.setattr(hub, "downloaded", lambda repo, filename, revision="main": files[repo])
+    monkeypatch.setattr(hub, "downloaded", lambda repo, filename: files[repo])
     monkeypatch.setattr(hub, "source", source)
     monkeypatch.setattr(decoded, "decoded_split", split)
     monkeypatch.setattr(decoded, "fingerprint", lambda task, which, side: f"{task.name}-{which}-{side}")
-    monkeypatch.setattr(clip, "base_file", lambda model: ("nobody/base", "open_clip_model.safetensors"))
+    monkeypatch.setattr(clip_suite, "base_file", lambda model: ("nobody/base", "open_clip_model.safetensors"))
     monkeypatch.delenv(check.VARIABLE, raising=False)
     return ClipSuite(TINY, torch.device("cpu"))

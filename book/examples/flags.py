@@ -5,11 +5,11 @@ from functools import partial
 
 from torch import Tensor
 
-from mergekit_lite.suites.miniature.canvas import Canvas, Frame, box, disc, either, stripes
+from mergekit_lite.suites.miniature.canvas import Canvas, box, disc, either, stripes
 from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
 
 
-def draw(c: Canvas, mark: Callable[[Frame], Tensor]) -> None:
+def draw(c: Canvas, mark: Callable[..., Tensor]) -> None:
     """Draw a cloth before the sky and on it a mark, in other colours each time."""
     c.fill(c.colour(hue=(0.5, 0.65), value=(0.6, 1)))
     f = c.placed(size=(0.8, 1.0), turn=0.3, shift=0.15)
@@ -18,9 +18,12 @@ def draw(c: Canvas, mark: Callable[[Frame], Tensor]) -> None:
     c.paint(cloth.maximum(mark(f)), c.colour(saturation=(0, 0.5), value=(0.8, 1)), f)
 
 
-MARKS: dict[str, tuple[str, Callable[[Frame], Tensor]]] = {
+MARKS: dict[str, tuple[str, Callable[..., Tensor]]] = {
     "cross": ("plus", lambda f: either(box(f, 0.12, 1), box(f, 1, 0.12))),
-    "saltire": ("letter x", lambda f: either(box(f.turned(0.8), 0.12, 2), box(f.turned(-0.8), 0.12, 2))),
+    "saltire": (
+        "letter x",
+        lambda f: either(box(f.turned(0.8), 0.12, 2), box(f.turned(-0.8), 0.12, 2)),
+    ),
     "disc": ("ball", lambda f: disc(f, 0.35)),
     "pale": ("upright band", lambda f: box(f, 0.25, 1)),
     "barry": ("stripes", lambda f: stripes(f.v, 0.4)),
@@ -31,6 +34,9 @@ TASK = DrawnTask(
     counterpart="no data set",
     kind="flag",
     templates=("a photo of a flag with a {}.",),
-    classes=tuple(DrawnClass(name, caption, partial(draw, mark=mark)) for name, (caption, mark) in MARKS.items()),
+    classes=tuple(
+        DrawnClass(name, caption, partial(draw, mark=mark))
+        for name, (caption, mark) in MARKS.items()
+    ),
     zero_shot=50.0,
 )

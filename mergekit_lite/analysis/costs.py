@@ -1,45 +1,17 @@
-"""What a merge costs: images seen, seconds and memory of records, who is cheaper and better, and published costs."""
+"""What a merge costs: images, seconds and memory of records, who is cheaper and better, and published costs."""
 
-from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mergekit_lite.analysis.published import DOUBTFUL
-from mergekit_lite.errors import KitError
-from mergekit_lite.methods import registry
+from mergekit_lite.analysis.published import DOUBTFUL, reference
 
 if TYPE_CHECKING:
     from mergekit_lite.study.records import Record
 
 
-def images_seen(record: "Record") -> int:
-    """Return how many images went through the encoder while a record was merged; one that was seen twice counts twice.
-
-    Optimisers see `images_per_task` of each task in a step; Frank-Wolfe sees `samples` of each for the gradient of an
-    iteration, too; calibration shows each expert `images` of its own task. The evaluation does not count.
-
-    Raises:
-        KitError: the method looks at data in a way that is not known here.
-    """
-    cell = record.cell
-    given = registry.resolve(cell.method, cell.parameters)
-    if "data" not in registry.get(cell.method).resources:
-        return 0
-    tasks = len(cell.adapt or cell.pool)
-    if "iterations" in given:
-        inner = given["inner_steps"] * given["images_per_task"] if "inner_steps" in given else 0
-        return int(given["iterations"] * tasks * (given["samples"] + inner))
-    if "steps" in given:
-        return int(given["steps"] * given["images_per_task"] * tasks)
-    if "images" in given:
-        return int(given["images"] * tasks)
-    raise KitError(f"How many images {record.title} sees is not known. Add its rule to mergekit_lite.analysis.costs.")
-
-
-def cost_frame(records: Sequence["Record"], start: float) -> pd.DataFrame:
+def cost_frame(records: Iterable["Record"], start: float) -> pd.DataFrame:
     """Return what each record cost and what it reached.
 
     Args:
@@ -47,15 +19,16 @@ def cost_frame(records: Sequence["Record"], start: float) -> pd.DataFrame:
         start: average accuracy of the pre-trained model in percent, from which gains are counted.
 
     Returns:
-        Columns ``name`` (the method), ``title``, ``access``, ``images``, ``seconds`` of merging, ``mib`` (peak memory),
-        ``accuracy`` (average, percent) and ``rate`` (points gained over `start` for each second of merging).
+        Columns ``name`` (the method), ``title``, ``access``, ``images`` (that the method was shown), ``seconds`` of
+        merging, ``mib`` (peak memory), ``accuracy`` (average, percent) and ``rate`` (points gained over `start` per
+        second of merging).
     """
     rows = [
         {
             "name": record.cell.method,
             "title": record.title,
             "access": record.access,
-            "images": images_seen(record),
+            "images": record.images,
             # Records have three decimals; less than a millisecond is no measurement.
             "seconds": max(record.seconds["merge"], 0.001),
             "mib": record.peak_memory_mib,
@@ -65,6 +38,23 @@ def cost_frame(records: Sequence["Record"], start: float) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows)
     return frame.assign(rate=(frame["accuracy"] - start) / frame["seconds"])
+
+
+def memory_frame(records: Iterable["Record"], model_mib: float) -> pd.DataFrame:
+    """Return how much more memory (MiB) each record took at its peak than the smallest pool of the same method.
+
+    Args:
+        records: merges of pools of several sizes.
+        model_mib: size of one set of weights; the line "the added experts alone" is what the added ones take together.
+
+    Returns:
+        Columns ``line`` (the method), ``x`` (experts in the pool) and ``y`` (MiB), in the order of x.
+    """
+    rows = [(record.cell.method, len(record.cell.pool), record.peak_memory_mib) for record in records]
+    sizes = sorted({size for _, size, _ in rows})
+    rows += [("the added experts alone", size, size * model_mib) for size in sizes]
+    frame = pd.DataFrame(rows, columns=["line", "x", "y"]).sort_values("x", kind="stable", ignore_index=True)
+    return frame.assign(y=frame["y"] - frame.groupby("line")["y"].transform("first"))
 
 
 def front(frame: pd.DataFrame) -> pd.DataFrame:
@@ -78,19 +68,13 @@ def front(frame: pd.DataFrame) -> pd.DataFrame:
     return ordered[ordered["accuracy"] > best]
 
 
-@cache
-def _published() -> pd.DataFrame:
-    with files("mergekit_lite").joinpath("reference/costs.csv").open(encoding="utf-8") as stream:
-        return pd.read_csv(stream)
-
-
 def published_costs() -> pd.DataFrame:
     """Return published costs: columns ``method``, ``what``, ``value``, ``unit`` and ``where``.
 
     ``where`` names paper, table, model and family, with the doubt of its source. None of them was measured here, and
     each belongs to hardware of its own.
     """
-    found = _published()
+    found = reference("costs")
     places = found[["paper", "table", "model", "family", "trust"]].itertuples(index=False)
     where = [
         f"{paper}, {table}, {'/'.join(model.rsplit('-', 1))} ({family}{DOUBTFUL.get(trust, '')})"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.weights import check_same, difference, first_three
+from mergekit_lite.weights import Pool, check_same, difference, first_three
 
 
 class Geometry(NamedTuple):
@@ -24,7 +24,7 @@ class Geometry(NamedTuple):
     cosines: Tensor
 
 
-def geometry(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Geometry:
+def lengths_and_angles(base: Mapping[str, Tensor], experts: Pool) -> Geometry:
     """Return lengths and angles of the task vectors of `experts`, in float64, all P parameters taken as one vector.
 
     Tensors are read one after another, so K copies of the largest one have to fit into memory, not K models.

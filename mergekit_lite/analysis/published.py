@@ -1,7 +1,7 @@
 """Published accuracies, read from the package's ``reference/`` folder (the README there explains its files)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -43,32 +43,21 @@ MAIN_TABLE = {
 }
 """Which table is meant when a paper has several for one model and setting and none is asked for."""
 
+OURS = {theirs: name for name, theirs in SPELLING.items()} | CURVES
+"""Our name of each method by the file's."""
+
 DOUBTFUL = {"note": "; from a third-party note", "figure": "; read off a figure"}
 """What a label adds for numbers that were not read where the authors, or a checked re-print, printed them."""
 
 
 @cache
-def _reported() -> pd.DataFrame:
-    with files("mergekit_lite").joinpath("reference/reported.csv").open(encoding="utf-8") as stream:
+def reference(name: str) -> pd.DataFrame:
+    """Return the package's table ``reference/<name>.csv``."""
+    with files("mergekit_lite").joinpath(f"reference/{name}.csv").open(encoding="utf-8") as stream:
         return pd.read_csv(stream)
 
 
-def spelling(method: str) -> str:
-    """Return how `reported.csv` spells our method `method`.
-
-    Raises:
-        KitError: no published row is known for a method of that name.
-    """
-    try:
-        return SPELLING[method]
-    except KeyError:
-        raise KitError(
-            f"No published name is known for the method {method!r}. Known: {', '.join(SPELLING)}. "
-            "To compare another method, add its spelling to mergekit_lite.analysis.published.SPELLING."
-        ) from None
-
-
-def published(
+def accuracies(
     model: str = "ViT-B-32",
     setting: str = "eight",
     paper: str = "AdaMerging",
@@ -90,7 +79,7 @@ def published(
     Raises:
         KitError: the file has no such rows, or they belong to several tables; the message lists what there is.
     """
-    reported = _reported()
+    reported = reference("reported")
     rows = reported[(reported["paper"] == paper) & (reported["model"] == model) & (reported["setting"] == setting)]
     if rows.empty:
         known = reported.loc[reported["paper"] == paper, ["model", "setting"]].drop_duplicates()
@@ -108,8 +97,7 @@ def published(
         if rows.empty:
             raise KitError(f"{paper}'s {wanted} has no rows of the family {family!r}. Families there are: {there}.")
     rows = rows.reset_index(drop=True)
-    ours = {theirs: name for name, theirs in SPELLING.items()} | CURVES
-    rows.insert(0, "name", [ours.get(method) for method in rows["method"]])
+    rows.insert(0, "name", [OURS.get(method) for method in rows["method"]])
     label(rows)  # refuses rows of two families
     return rows
 
@@ -136,32 +124,26 @@ def scaling(setting: str, model: str = "ViT-B-32", paper: str = "FW-Merging") ->
 
     Args:
         setting: ``irrelevant`` or ``relevant``: the file's settings are these with the number of models behind them.
-        model: as for `published`.
-        paper: as for `published`.
+        model: as for `accuracies`.
+        paper: as for `accuracies`.
 
     Returns:
-        A row for each added model count and method: ``name`` (ours, or missing), ``method``, ``added``, ``accuracy``
-        in percent. ``frame.attrs["label"]`` says whose numbers these are.
+        Columns ``line`` (our name of the method, where it has one), ``x`` (models added) and ``y`` (accuracy in
+        percent), sorted by x. ``frame.attrs["label"]`` says whose numbers these are.
 
     Raises:
         KitError: nothing of that kind was published.
     """
-    reported = _reported()
+    reported = reference("reported")
     found = reported["setting"].str.extract(rf"^{setting}-(\d+)$")[0]
     rows = reported[(reported["paper"] == paper) & (reported["model"] == model) & found.notna()]
     if rows.empty:
         raise KitError(
             f"{paper} published no curve {setting!r} for {model}. Take 'irrelevant' or 'relevant', ViT-B-32."
         )
-    ours = {theirs: name for name, theirs in SPELLING.items()} | CURVES
-    frame = pd.DataFrame(
-        {
-            "name": [ours.get(method) for method in rows["method"]],
-            "method": list(rows["method"]),
-            "added": found[rows.index].astype(int).to_numpy(),
-            "accuracy": rows["accuracy"].to_numpy(),
-        }
-    ).sort_values(["added", "method"], ignore_index=True)
+    lines = [OURS.get(method, method) for method in rows["method"]]
+    frame = pd.DataFrame({"line": lines, "x": found[rows.index].astype(int), "y": rows["accuracy"]})
+    frame = frame.sort_values(["x", "line"], ignore_index=True)
     frame.attrs["label"] = label(rows)
     return frame
 
@@ -171,23 +153,22 @@ def beside(methods: Sequence[str], model: str, setting: str, family: str) -> pd.
 
     Args:
         methods: our names.
-        model: as for `published`.
-        setting: as for `published`; the settings ``relevant-16`` and ``twenty`` are the same question, and both count.
+        model: as for `accuracies`.
+        setting: as for `accuracies`; the settings ``relevant-16`` and ``twenty`` are the same question, and both count.
         family: of checkpoints: numbers of two families never stand in one column.
 
     Returns:
-        A row for each number: ``name``, ``accuracy``, ``where`` (paper and table, with the doubt of its source).
+        One row per number: ``name``, ``accuracy``, ``where`` (paper and table, with the doubt of its source).
     """
     same = {"twenty": ["twenty", "relevant-16"]}.get(setting, [setting])
-    reported = _reported()
+    reported = reference("reported")
     rows = reported[(reported["model"] == model) & reported["setting"].isin(same) & (reported["family"] == family)]
     rows = rows[rows["task"] == "average"]
-    ours = {theirs: name for name, theirs in SPELLING.items()} | CURVES
     texts = rows[["method", "paper", "table", "trust"]].itertuples(index=False)
     named = [
-        (ours[method], accuracy, f"{paper}, {table}{DOUBTFUL.get(trust, '')}")
+        (OURS[method], accuracy, f"{paper}, {table}{DOUBTFUL.get(trust, '')}")
         for (method, paper, table, trust), accuracy in zip(texts, rows["accuracy"], strict=True)
-        if ours.get(method) in methods
+        if OURS.get(method) in methods
     ]
     named.sort(key=lambda found: methods.index(found[0]))
     return pd.DataFrame(named, columns=["name", "accuracy", "where"])
@@ -199,24 +180,35 @@ def average(rows: pd.DataFrame, method: str) -> float | None:
     return None if found.empty else float(found.iloc[0])
 
 
-def by_task(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    """Return published accuracies in percent task by task: a row for each of our methods, in the table's order.
+def agreement(ours: Mapping[str, tuple[float, float]], rows: pd.DataFrame) -> pd.DataFrame:
+    """Return our averages beside the published ones, for `figures.scatter`: one row per method that both have.
 
     Args:
-        rows: of `published`.
+        ours: method name -> mean and standard deviation over seeds, in percent.
+        rows: of `accuracies`.
+
+    Returns:
+        Columns ``group`` (the method), ``x`` (published), ``y`` (our mean), ``low`` and ``high`` (a standard deviation
+        less and more), in percent. ``frame.attrs["label"]`` says whose numbers the published ones are.
+    """
+    found = [(name, average(rows, name), mean, mean - std, mean + std) for name, (mean, std) in ours.items()]
+    frame = pd.DataFrame(found, columns=["group", "x", "y", "low", "high"]).dropna()
+    frame.attrs["label"] = label(rows)
+    return frame
+
+
+def by_task(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """Return published accuracies in percent task by task: one row per method of ours, in the table's order.
+
+    Args:
+        rows: of `accuracies`.
         tasks: the columns: data sets as a suite's tasks call their counterparts, or averages as the file names them
             (``average``, ``average-seen``, ``average-unseen``). What the rows do not hold is missing.
     """
     known = rows.dropna(subset=["name"])
     table = known.pivot(index="name", columns="task", values="accuracy")
-    theirs = [_data_sets().get(_plain(task), task) for task in tasks]
+    theirs = [_data_sets().get(_plain(task), {}).get("name", task) for task in tasks]
     return table.reindex(index=list(dict.fromkeys(known["name"])), columns=theirs).set_axis(list(tasks), axis=1)
-
-
-@cache
-def _coefficients() -> pd.DataFrame:
-    with files("mergekit_lite").joinpath("reference/coefficients.csv").open(encoding="utf-8") as stream:
-        return pd.read_csv(stream)
 
 
 def coefficients(model: str, variant: str, tasks: Sequence[str], tensors: Sequence[str]) -> list[list[float]]:
@@ -229,31 +221,31 @@ def coefficients(model: str, variant: str, tasks: Sequence[str], tensors: Sequen
         tensors: names of the image encoder's tensors in open_clip's spelling, in the order of the base weights.
 
     Returns:
-        K rows of one coefficient for each of `tensors`, or of one for all in the task-wise variants.
+        K rows of one coefficient for each of `tensors`, or of one for all of them in the task-wise variants.
 
     Raises:
         KitError: nothing was released for that model, variant, task or tensor.
     """
-    released = _coefficients()
+    released = reference("coefficients")
     rows = released[(released["model"] == model) & (released["variant"] == variant)]
     if rows.empty:
         there = "; ".join(
             f"{m} {v}" for m, v in released[["model", "variant"]].drop_duplicates().itertuples(index=False)
         )
         raise KitError(f"No coefficients were released for {model!r}, {variant!r}. There are: {there}.")
-    names = _data_sets()
     table = rows.pivot(index="row", columns="task", values="coefficient")
-    unknown = [task for task in tasks if names.get(_plain(task)) not in table.columns]
-    if unknown:
+    names = [_data_sets().get(_plain(task), {}).get("name") for task in tasks]
+    if unknown := [task for task, name in zip(tasks, names, strict=True) if name not in table.columns]:
         there = ", ".join(map(str, table.columns))
         raise KitError(f"No coefficients were released for the data set {unknown[0]!r}. There are: {there}.")
     if len(table) == 1:
-        return [[float(table[names[_plain(task)]].iloc[0])] for task in tasks]
+        return [[float(table[name].iloc[0])] for name in names]
     order = {name: place for place, name in enumerate(_released_tensors(_blocks(model)))}
     strange = [name for name in tensors if name not in order]
     if strange:
         raise KitError(f"No coefficient was released for the tensor {strange[0]!r} of {model}. Merge that model's own.")
-    return [[float(table[names[_plain(task)]].iloc[order[name]]) for name in tensors] for task in tasks]
+    places = [order[name] for name in tensors]
+    return [[float(value) for value in table[name].iloc[places]] for name in names]
 
 
 def released_tensors(model: str) -> list[str]:
@@ -267,7 +259,7 @@ def released_tensors(model: str) -> list[str]:
 
 def _blocks(model: str) -> int:
     """Return the number of transformer blocks of a model, from the number of its released rows."""
-    released = _coefficients()
+    released = reference("coefficients")
     rows = released[(released["model"] == model) & (released["variant"] == "Layer-wise AdaMerging")]["row"].nunique()
     if not rows:
         there = ", ".join(dict.fromkeys(released["model"]))
@@ -300,21 +292,19 @@ def curves(task: str = "average") -> pd.DataFrame:
         task: one of the eight data sets as the file spells them, or their ``average``.
 
     Returns:
-        A row for each method and logged step, in order: columns ``method`` (our name), ``step`` (optimiser steps with a
+        One row per method and logged step, in order: columns ``method`` (our name), ``step`` (optimiser steps with a
         learning rate of 0.001) and ``accuracy`` in percent. ``frame.attrs["label"]`` says whose numbers these are.
 
     Raises:
         KitError: the file has no such task.
     """
-    with files("mergekit_lite").joinpath("reference/curves.csv").open(encoding="utf-8") as stream:
-        logged = pd.read_csv(stream)
+    logged = reference("curves")
     rows = logged[logged["task"] == task]
     if rows.empty:
         raise KitError(
             f"No curve was logged for the task {task!r}. There are: {', '.join(sorted(set(logged['task'])))}."
         )
-    ours = {theirs: name for name, theirs in SPELLING.items()}
-    frame = rows.assign(method=rows["variant"].map(ours)).sort_values(["method", "step"], kind="stable")
+    frame = rows.assign(method=rows["variant"].map(OURS)).sort_values(["method", "step"], kind="stable")
     frame = frame[["method", "step", "accuracy"]].reset_index(drop=True)
     frame.attrs["label"] = "AdaMerging logs, ViT-B/32 (OC-8)"
     return frame
@@ -327,9 +317,9 @@ def _tasks() -> dict[str, Any]:
     return found
 
 
-def _data_sets() -> dict[str, str]:
-    """Return the file's name of each data set by each spelling of it."""
-    return {_plain(key): task["name"] for task in _tasks()["tasks"] for key in (task["title"], task["name"])}
+def _data_sets() -> dict[str, dict[str, Any]]:
+    """Return what is known of each data set by each spelling of it."""
+    return {_plain(key): task for task in _tasks()["tasks"] for key in (task["title"], task["name"])}
 
 
 def counterparts(names: Sequence[str], model: str = "ViT-B-32") -> pd.DataFrame:
@@ -340,18 +330,17 @@ def counterparts(names: Sequence[str], model: str = "ViT-B-32") -> pd.DataFrame:
         model: ``ViT-B-32``, ``ViT-B-16`` or ``ViT-L-14``.
 
     Returns:
-        A frame with a row for each name, in the given order, and the columns ``title``, ``classes``, ``test images``,
+        A frame with one row per name, in the given order, and the columns ``title``, ``classes``, ``test images``,
         ``pretrained`` and ``finetuned`` (accuracy in percent); missing where the data set is not one of the twenty.
         ``frame.attrs["label"]`` says whose numbers these are: ``CLIP ViT-B/32 (FB)``.
 
     Raises:
         KitError: nothing is known for that model.
     """
-    reference = _tasks()
     short = {"ViT-B-32": "b32", "ViT-B-16": "b16", "ViT-L-14": "l14"}
     if model not in short:
         raise KitError(f"No accuracies of single tasks are known for the model {model!r}. Known: {', '.join(short)}.")
-    known = {_plain(key): task for task in reference["tasks"] for key in (task["title"], task["name"])}
+    known = _data_sets()
     rows = []
     for name in names:
         task = known.get(_plain(name), {})
@@ -363,7 +352,7 @@ def counterparts(names: Sequence[str], model: str = "ViT-B-32") -> pd.DataFrame:
     columns = ["title", "classes", "test images", "pretrained", "finetuned"]
     frame = pd.DataFrame(rows, columns=columns, index=list(names))
     frame = frame.astype(dict.fromkeys(columns[1:], float))
-    frame.attrs["label"] = f"CLIP {'/'.join(model.rsplit('-', 1))} ({reference['family']})"
+    frame.attrs["label"] = f"CLIP {'/'.join(model.rsplit('-', 1))} ({_tasks()['family']})"
     return frame
 
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def entropy_and_loss(
     suite: "Suite", weights: Mapping[str, Tensor], tasks: Sequence[str], batch_size: int = 125
 ) -> pd.DataFrame:
-    """Return a row for each test image of `tasks`: columns ``task``, ``entropy`` and ``loss`` (nats), and ``right``.
+    """Return one row per test image of `tasks`: columns ``task``, ``entropy`` and ``loss`` (nats), and ``right``.
 
     The entropy is that of the prediction, as AdaMerging minimises it; the loss is the cross-entropy with the label;
-    ``right`` says whether the prediction is the label.
+    ``right`` says whether the image is classified correctly.
     """
     frames = []
     for task in tasks:
@@ -65,8 +65,8 @@ def grouped(frame: pd.DataFrame, groups: int = 10) -> pd.DataFrame:
 def image_spread(record: "Record", sizes: Mapping[str, int], draws: int = 10_000, seed: int = 0) -> np.ndarray:
     """Return the record's average accuracy (%) on `draws` bootstrap samples of the test images.
 
-    Each task's images are drawn anew, with replacement, as many as there are. An accuracy counts images that are right
-    or wrong, so the accuracy and the number of images are enough: nothing is evaluated again.
+    Each task's images are drawn anew, with replacement, as many as there are. An image is classified correctly or not,
+    so the accuracy and the number of images are enough: nothing is evaluated again.
 
     Args:
         record: whose accuracy.

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
-from mergekit_lite.figures.style import INK, WIDTH, style
+from mergekit_lite.figures.style import WIDTH, style
 from mergekit_lite.suites.corruptions import corrupt
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
 
 
+@style()
 def gallery(suite: "Suite", tasks: Sequence[str], columns: int = 8, pixels: int = 64, rows: int = 1) -> Figure:
     """Draw `rows` times `columns` test images of each task, with the class names as the text encoder reads them.
 
@@ -28,33 +29,23 @@ def gallery(suite: "Suite", tasks: Sequence[str], columns: int = 8, pixels: int 
         tasks: `rows` lines of images each.
         columns: images in a line.
         pixels: larger images are reduced to this side length, so that the page stays small.
-        rows: lines of images a task.
+        rows: lines of images per task.
     """
-    with style():
-        # Placed by hand, in inches: a layout engine lets names of two lines run into the pictures above them.
-        left, name_height, gap = 0.25, 0.27, 0.05
-        side = (WIDTH - left) / columns - gap
-        height = rows * len(tasks) * (name_height + side + gap)
-        figure = Figure(figsize=(WIDTH, height))
-        said = []
-        for number, name in enumerate(tasks):
-            task, (labels, pictures) = suite.tasks[name], _examples(suite, name, rows * columns)
-            for place, (label, picture) in enumerate(zip(labels, pictures, strict=True)):
-                line, column = number * rows + place // columns, place % columns
-                x, y = left + column * (side + gap), height - line * (name_height + side + gap) - name_height - side
-                axes = figure.add_axes((x / WIDTH, y / height, side / WIDTH, side / height))
-                axes.set_axis_off()
-                axes.imshow(_small(picture, pixels), interpolation="none")
-                title = textwrap.wrap(_legible(task.classnames[label]), 15, max_lines=2, placeholder="…")
-                axes.set_title("\n".join(title), fontsize=6.5, loc="center", pad=2, color=INK, linespacing=0.95)
-            middle = 1 - (number + 0.5) / len(tasks)
-            figure.text(0.008, middle, task.title, fontsize=8, rotation=90, ha="left", va="center")
-            shown = list(dict.fromkeys(task.classnames[label] for label in labels))
-            said.append(f"{task.title}: {', '.join(shown[:3])}{' and others' * (len(shown) > 3)}")
-    figure.set_label(f"{rows * columns} test images of each of {len(tasks)} tasks. {'; '.join(said)}.")
-    return figure
+    sheet, said = _Sheet(columns, rows * len(tasks), room=0.27), []
+    for number, name in enumerate(tasks):
+        task, (labels, pictures) = suite.tasks[name], _examples(suite, name, rows * columns)
+        for place, (label, picture) in enumerate(zip(labels, pictures, strict=True)):
+            lines = textwrap.wrap(_legible(task.classnames[label]), 15, max_lines=2, placeholder="…")
+            line, column = divmod(place, columns)
+            sheet.put(number * rows + line, column, _small(picture, pixels), "\n".join(lines))
+        sheet.name(number * rows, (number + 1) * rows, task.title)
+        shown = list(dict.fromkeys(task.classnames[label] for label in labels))
+        said.append(f"{task.title}: {', '.join(shown[:3])}{' and others' * (len(shown) > 3)}")
+    sheet.figure.set_label(f"{rows * columns} test images of each of {len(tasks)} tasks. {'; '.join(said)}.")
+    return sheet.figure
 
 
+@style()
 def corrupted_pictures(suite: "Suite", tasks: Sequence[str], corruptions: Sequence[str], pixels: int = 96) -> Figure:
     """Draw a test image of each task (rows) as it is and under each corruption (columns), at severity 2.
 
@@ -65,29 +56,48 @@ def corrupted_pictures(suite: "Suite", tasks: Sequence[str], corruptions: Sequen
         pixels: larger images are reduced to this side length after they were corrupted; fine noise fades by that.
     """
     names = ["clean", *corruptions]
-    with style():
-        # Placed by hand, in inches, as in `gallery`.
-        left, head, gap = 0.25, 0.32, 0.05
-        side = (WIDTH - left) / len(names) - gap
-        height = head + len(tasks) * (side + gap)
-        figure = Figure(figsize=(WIDTH, height))
-        for row, task in enumerate(tasks):
-            _, (picture,) = _examples(suite, task, 1)
-            for column, name in enumerate(names):
-                shown = corrupt(picture[None], name)[0] if column else picture
-                x, y = left + column * (side + gap), height - head - row * (side + gap) - side
-                axes = figure.add_axes((x / WIDTH, y / height, side / WIDTH, side / height))
-                axes.set_axis_off()
-                axes.imshow(_small(shown, pixels), interpolation="none")
-                if row == 0:
-                    axes.set_title(name.replace("_", "\n"), fontsize=7, loc="center", pad=2, color=INK)
-                if column == 0:
-                    middle = (y + side / 2) / height
-                    figure.text(0.008, middle, suite.tasks[task].title, fontsize=7, rotation=90, va="center")
+    sheet = _Sheet(len(names), len(tasks), head=0.27)
+    for row, task in enumerate(tasks):
+        _, (picture,) = _examples(suite, task, 1)
+        for column, name in enumerate(names):
+            shown = corrupt(picture[None], name)[0] if column else picture
+            sheet.put(row, column, _small(shown, pixels), "" if row else name.replace("_", "\n"))
+        sheet.name(row, row + 1, suite.tasks[task].title)
     titles = ", ".join(suite.tasks[task].title for task in tasks)
     listed = ", ".join(name.replace("_", " ") for name in corruptions)
-    figure.set_label(f"A test image of each of {len(tasks)} tasks ({titles}), clean and under {listed}.")
-    return figure
+    sheet.figure.set_label(f"A test image of each of {len(tasks)} tasks ({titles}), clean and under {listed}.")
+    return sheet.figure
+
+
+class _Sheet:
+    """A figure of pictures in rows and columns, placed by hand in inches: a layout engine lets names of two lines run
+    into the pictures above them. `room` is left for a name above each picture, `head` above the first row alone.
+    """
+
+    LEFT, GAP = 0.25, 0.05
+
+    def __init__(self, columns: int, rows: int, *, room: float = 0.0, head: float = 0.0) -> None:
+        self.side, self.room, self.head = (WIDTH - self.LEFT) / columns - self.GAP, room, head
+        self.figure = Figure(figsize=(WIDTH, self.height(rows)))
+        self.figure.set_layout_engine("none")
+
+    def height(self, rows: int) -> float:
+        """Return how far below the upper edge `rows` rows end."""
+        return self.head + rows * (self.room + self.side + self.GAP)
+
+    def put(self, row: int, column: int, picture: np.ndarray, name: str) -> None:
+        """Draw a picture (h, w, 3) with its name above it."""
+        wide, high = self.figure.get_size_inches()
+        x, y = self.LEFT + column * (self.side + self.GAP), high - self.height(row + 1) + self.GAP
+        axes = self.figure.add_axes((x / wide, y / high, self.side / wide, self.side / high))
+        axes.set_axis_off()
+        axes.imshow(picture, interpolation="none")
+        axes.set_title(name, fontsize=6.5, loc="center", pad=2, linespacing=0.95)
+
+    def name(self, first: int, end: int, text: str) -> None:
+        """Write a text on the left, along the rows from `first` up to `end`."""
+        middle = 1 - (self.height(first) + self.height(end)) / 2 / self.figure.get_figheight()
+        self.figure.text(0.008, middle, text, fontsize=7.5, rotation=90, va="center")
 
 
 def _examples(suite: "Suite", task: str, count: int) -> tuple[list[int], list[np.ndarray]]:

@@ -1,6 +1,6 @@
 """Tables of records as plain HTML, and `glue`, which lets the book's pages quote a notebook's results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +8,9 @@ import pandas as pd
 from IPython.core.formatters import format_display_data
 from IPython.display import HTML, display
 
-from mergekit_lite.analysis import published as reported
+from mergekit_lite.analysis.accuracy import accuracy_frame, shared_tasks
 from mergekit_lite.errors import KitError
+from mergekit_lite.methods import registry
 
 if TYPE_CHECKING:
     from mergekit_lite.study.records import Record
@@ -19,61 +20,25 @@ REFERENCES = frozenset({"pretrained", "individual", "multi_task_training"})
 """Methods that merge nothing: where merging starts from and what it could reach. They are never called the best."""
 
 
+def title(name: str) -> str:
+    """Return the title of the method called `name`, or the name itself if no method is called so."""
+    return next((info.title for info in registry.all_methods() if info.name == name), name)
+
+
 _CELL = "padding:0.3em 0.45em;text-align:left"  # narrow: twelve columns have to fit a page
 
 
-def shared_tasks(records: Sequence["Record"]) -> tuple[str, ...]:
-    """Return the tasks that every record was evaluated on, in the records' order.
-
-    Raises:
-        KitError: there is no record, or two were evaluated on different tasks: their averages cannot be compared.
-    """
-    if not records:
-        raise KitError("There is no record to show. Run some cells first: study.run(suite, cells).")
-    tasks = tuple(records[0].accuracy)
-    for record in records[1:]:
-        if tuple(record.accuracy) != tasks:
-            raise KitError(
-                f"{records[0].title} was evaluated on {', '.join(tasks)}, but {record.title} on "
-                f"{', '.join(record.accuracy)}. Show records of the same evaluation tasks together."
-            )
-    return tasks
-
-
-def accuracy_frame(records: Sequence["Record"], published: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Return accuracies in percent: a row a record, in the given order.
-
-    Args:
-        records: cells that ran on the same evaluation tasks.
-        published: rows of `published.published`, all of one family.
-
-    Returns:
-        Columns ``method`` (title), ``data access``, one a task, ``average``, and with `published` one more, named after
-        its table and family (missing where that table has no such method). The index holds the methods' names.
-    """
-    tasks = shared_tasks(records)
-    rows: list[dict[str, Any]] = []
-    for record in records:
-        row = {"method": record.title, "data access": str(record.access), **record.accuracy, "average": record.average}
-        if published is not None:
-            row[reported.label(published)] = reported.average(published, record.cell.method)
-        rows.append(row)
-    columns = ["method", "data access", *tasks, "average"] + ([] if published is None else [reported.label(published)])
-    frame = pd.DataFrame(rows, columns=columns, index=pd.Index([r.cell.method for r in records], name="name"))
-    return frame.astype(dict.fromkeys(columns[2:], float))  # a missing value becomes NaN, also where all are missing
-
-
 def accuracy_table(
-    records: Sequence["Record"], published: pd.DataFrame | None = None, caption: str | None = None
+    records: Iterable["Record"], published: pd.DataFrame | None = None, caption: str | None = None
 ) -> HTML:
-    """Return the table of `accuracy_frame` as plain HTML: no script, and the same bytes for the same records.
+    """Return the table of `accuracy.accuracy_frame` as plain HTML: no script, the same bytes for the same records.
 
-    The best merged value of each column is bold, in the published column too; the two references do not compete.
+    The best merged value of each column is bold, in the published column too; the references do not compete.
     """
     frame = accuracy_frame(records, published)
-    tasks = shared_tasks(records)
     numbers = list(frame.columns[2:])
-    merged = frame[[name not in REFERENCES for name in frame.index]]
+    tasks = numbers[: numbers.index("average")]
+    merged = frame[~frame.index.isin(REFERENCES)]
     best = {column: merged[column].round(1).max() for column in numbers}  # rounded as shown: equal looks, equally bold
     if caption is None:
         caption = f"Top-1 accuracy in percent on {len(tasks)} tasks. Bold: the best merged model of a column."
@@ -82,7 +47,6 @@ def accuracy_table(
                 f" The published average is that of {numbers[-1]}: other models, and on a drawn suite"
                 " other images, so compare the order and the gaps."
             )
-    head = [_head("method"), _head("data access"), *(_head(task, upright=True) for task in tasks)]
     rows = []
     for name, row in zip(frame.index, frame.itertuples(index=False), strict=True):
         competes = name not in REFERENCES
@@ -90,9 +54,9 @@ def accuracy_table(
         for column, value in zip(numbers, row[2:], strict=True):
             cells.append(_number(value, bold=competes and round(value, 1) == best[column]))
         rows.append(cells)
+    head = [_head("method"), _head("data access"), *(_head(task, upright=True) for task in tasks), _head("average")]
     # What is printed where has a long name, which would make the whole head tall: the caption says it.
-    head += [_head("average")] + ([] if published is None else [_head("published average")])
-    return _table(head, rows, caption)
+    return _table(head if published is None else [*head, _head("published average")], rows, caption)
 
 
 def task_table(suite: "Suite", tasks: Sequence[str]) -> HTML:
@@ -167,7 +131,7 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str | float]], cap
     return _table([_head(head) for head in heads], body, caption)
 
 
-def sources_table(records: Sequence["Record"], theirs: pd.DataFrame, family: str) -> HTML:
+def sources_table(records: Iterable["Record"], theirs: pd.DataFrame, family: str) -> HTML:
     """Return a table of published averages beside ours, each with the place where it stands.
 
     Args:
@@ -175,17 +139,39 @@ def sources_table(records: Sequence["Record"], theirs: pd.DataFrame, family: str
         theirs: `published.beside` of their methods.
         family: of the published checkpoints.
     """
-    count = len(shared_tasks(records))
+    records = list(records)
     rows = []
     for record in records:
         found = theirs[theirs["name"] == record.cell.method]
         for value, where in zip(found["accuracy"], found["where"], strict=True):
-            rows.append([_title(record.title), _text(record.access), _number(record.average), _number(value)])
-            rows[-1].append(_text(where))
+            numbers = [_number(record.average), _number(value)]
+            rows.append([_title(record.title), _text(record.access), *numbers, _text(where)])
     heads = [_head(text) for text in ("method", "data access", "here", f"published ({family})", "where")]
-    return _table(
-        heads, rows, f"Averages over {count} tasks in percent, with every published one of the family {family}."
-    )
+    caption = f"Averages over {len(shared_tasks(records))} tasks in percent, with every published one of the family "
+    return _table(heads, rows, f"{caption}{family}.")
+
+
+def deviations(
+    records: "Iterable[Record] | Mapping[Any, Record]", recipes: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """Return a list in Markdown of the parameters in which records differ from their methods' defaults.
+
+    Args:
+        records: what ran; each line begins with the record's title, or with the name in a mapping (a method's name is
+            written as its title, the parts of a tuple are joined by commas). Equal lines appear once.
+        recipes: a method's name, or the name in a mapping, which goes first -> values to compare with instead.
+    """
+    recipes, lines = recipes or {}, []
+    named = list(records.items()) if isinstance(records, Mapping) else [(record.title, record) for record in records]
+    for name, record in named:
+        method = record.cell.method
+        usual = registry.resolve(method, recipes.get(name, recipes.get(method, {})))
+        given = registry.resolve(method, record.cell.parameters)
+        changes = [f"{key} {given[key]} instead of {value}" for key, value in usual.items() if given[key] != value]
+        if changes:
+            parts = name if isinstance(name, tuple) else (name,)
+            lines.append(f"* {', '.join(title(str(part)) for part in parts)}: {', '.join(changes)}")
+    return "\n".join(dict.fromkeys(lines)) or "* All methods ran with their defaults."
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> HTML:

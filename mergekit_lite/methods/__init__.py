@@ -23,6 +23,7 @@ from mergekit_lite.methods.frank_wolfe.hard import hard_frank_wolfe
 from mergekit_lite.methods.frank_wolfe.soft import soft_frank_wolfe
 
 # isort: on
+from mergekit_lite.methods.own_files import load_method
 from mergekit_lite.methods.registry import (
     Access,
     Merged,
@@ -30,7 +31,6 @@ from mergekit_lite.methods.registry import (
     TaskData,
     Watch,
     all_methods,
-    code_fingerprint,
     get,
     method,
     resolve,
@@ -43,7 +43,6 @@ __all__ = [
     "TaskData",
     "Watch",
     "all_methods",
-    "code_fingerprint",
     "consensus",
     "dare",
     "fisher_merging",
@@ -55,6 +54,7 @@ __all__ = [
     "iso_cts",
     "layer_wise_adamerging",
     "layer_wise_adamerging_plus",
+    "load_method",
     "method",
     "multi_task_training",
     "pretrained",

@@ -1,20 +1,20 @@
 """Fixed coefficients: the simple average, task arithmetic, and coefficients given one by one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Merged, method
-from mergekit_lite.weights import Weights, difference, pieces, working_dtype
+from mergekit_lite.weights import Pool, Weights, difference, pieces, working_dtype
 
 # All go tensor by tensor, so of experts that lie in files only one tensor each is in memory, and all sum in float32
 # or better before they return to the base's dtype.
 
 
 @method(title="Simple average", cite="wortsman2022model", access=Access.NONE)
-def simple_average(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Merged:
+def simple_average(base: Mapping[str, Tensor], experts: Pool) -> Merged:
     r"""Average the experts: :math:`\theta = \frac{1}{K} \sum_k \theta_k` (Wortsman et al. 2022, uniform soup).
 
     Args:
@@ -34,9 +34,7 @@ def simple_average(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str
 
 
 @method(title="Task Arithmetic", cite="ilharco2023editing", access=Access.NONE)
-def task_arithmetic(
-    base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, scaling: float = 0.3
-) -> Merged:
+def task_arithmetic(base: Mapping[str, Tensor], experts: Pool, *, scaling: float = 0.3) -> Merged:
     r"""Add the scaled task vectors: :math:`\theta = \theta_0 + \lambda \sum_k (\theta_k - \theta_0)`.
 
     Ilharco et al. 2023, section 2.
@@ -51,20 +49,15 @@ def task_arithmetic(
     """
     merged: Weights = {}
     for name, start in base.items():
-        whole = torch.zeros_like(start, dtype=working_dtype(start), memory_format=torch.contiguous_format)
-        for total, origin, *ends in pieces([whole, start, *(expert[name] for expert in experts.values())]):
-            vector = torch.empty_like(total)
-            for end in ends:
-                total += difference(end, origin, out=vector)
-            total.mul_(scaling).add_(origin)
-        merged[name] = whole.to(start.dtype)
+        vectors = weighted_sum(name, start, experts, [1.0] * len(experts))
+        merged[name] = (start + scaling * vectors).to(start.dtype)
     return Merged(merged)
 
 
 @method(title="Fixed coefficients", cite="yang2024adamerging", access=Access.NONE)
 def fixed_coefficients(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     *,
     coefficients: list[list[float]] = [[0.3]],  # noqa: B006 (nobody writes to it: parameters are copied when checked)
 ) -> Merged:
@@ -76,7 +69,7 @@ def fixed_coefficients(
     Args:
         base: the pre-trained weights with L tensors.
         experts: K fine-tuned weights by task name.
-        coefficients: K rows (one each, in the order of `experts`) of L numbers (in the order of `base`) or of one
+        coefficients: K rows (one per expert, in their order) of L numbers (in the order of `base`) or of one
             number for all tensors; a single row holds for every expert.
 
     Raises:
@@ -90,14 +83,25 @@ def fixed_coefficients(
             f"There are {rows} rows of {widths} coefficients, but {len(experts)} experts of {len(base)} tensors. "
             f"Give 1 or {len(experts)} rows, each of 1 or {len(base)} numbers."
         )
-    used = torch.tensor(coefficients, dtype=torch.float64).expand(len(experts), len(base)).tolist()
+    by_tensor = torch.tensor(coefficients, dtype=torch.float64).expand(len(experts), len(base)).T.tolist()
     merged: Weights = {}
-    for layer, (name, start) in enumerate(base.items()):
-        whole = torch.zeros_like(start, dtype=working_dtype(start), memory_format=torch.contiguous_format)
-        for total, origin, *ends in pieces([whole, start, *(expert[name] for expert in experts.values())]):
-            vector = torch.empty_like(total)
-            for row, end in zip(used, ends, strict=True):
-                total.add_(difference(end, origin, out=vector), alpha=row[layer])
-            total.add_(origin)
-        merged[name] = whole.to(start.dtype)
+    for (name, start), column in zip(base.items(), by_tensor, strict=True):
+        merged[name] = (start + weighted_sum(name, start, experts, column)).to(start.dtype)
     return Merged(merged)
+
+
+def weighted_sum(name: str, start: Tensor, experts: Pool, coefficients: Sequence[float]) -> Tensor:
+    r"""Return :math:`\sum_k \lambda_k (\theta_k - \theta_0)` of one tensor, in its working dtype, piece by piece.
+
+    Args:
+        name: of the tensor.
+        start: the tensor before fine-tuning, :math:`\theta_0`.
+        experts: K fine-tuned weights.
+        coefficients: :math:`\lambda_k`, one per expert.
+    """
+    whole = torch.zeros_like(start, dtype=working_dtype(start), memory_format=torch.contiguous_format)
+    for total, origin, *ends in pieces([whole, start, *(expert[name] for expert in experts.values())]):
+        vector = torch.empty_like(total)
+        for end, coefficient in zip(ends, coefficients, strict=True):
+            total.add_(difference(end, origin, out=vector), alpha=coefficient)
+    return whole

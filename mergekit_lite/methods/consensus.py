@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Count, Merged, method
-from mergekit_lite.weights import Weights, difference, working_dtype
+from mergekit_lite.weights import Pool, Weights, difference, working_dtype
 
 Threshold = Annotated[float, Field(ge=0)]
 
@@ -32,7 +32,7 @@ def tall_mask(vector: Tensor, total: Tensor, threshold: float) -> Tensor:
 @method(title="Consensus", cite="wang2024localizing", access=Access.NONE)
 def consensus(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     *,
     mask_threshold: Threshold = 0.4,
     agreement: Count = 2,

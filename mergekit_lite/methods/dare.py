@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mergekit_lite.methods.registry import Access, Merged, method
-from mergekit_lite.weights import Weights, difference, working_dtype
+from mergekit_lite.weights import Pool, Weights, difference, working_dtype
 
 Drop = Annotated[float, Field(ge=0, lt=1)]
 
@@ -35,7 +35,7 @@ def keep_mask(start: Tensor, drop: float, *, seed: int, expert: str, tensor: str
 @method(title="DARE", cite="yu2024dare", access=Access.NONE)
 def dare(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     *,
     drop: Drop = 0.9,
     scaling: float = 0.3,

@@ -9,7 +9,7 @@ from torch import Tensor
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Count, Merged, Positive, TaskData, method
 from mergekit_lite.methods.shared.calibration import calibration_images
-from mergekit_lite.weights import Weights, check_finite, difference, is_finite, working_dtype
+from mergekit_lite.weights import Pool, Weights, check_finite, difference, is_finite, working_dtype
 
 Classes = Literal["drawn", "all"]
 
@@ -17,7 +17,7 @@ Classes = Literal["drawn", "all"]
 @method(title="Fisher merging", cite="matena2022merging", access=Access.CALIBRATION)
 def fisher_merging(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     data: TaskData,
     *,
     images: Count = 256,
@@ -36,7 +36,7 @@ def fisher_merging(
         experts: K fine-tuned weights by task name.
         data: heads, encoder and calibration images of the experts' tasks.
         images: how many images of its own task an expert's Fisher information is estimated from.
-        classes: see `diagonal_fisher`; "all" is exact but takes as many backward passes an image as there are classes.
+        classes: see `diagonal_fisher`; "all" is exact but takes as many backward passes per image as there are classes.
         normalise: divide each expert's Fisher information by its Euclidean norm over all parameters, as the authors'
             code and FusionBench do by default. Otherwise an expert that is less sure of itself counts for more.
         floor: added to every (normalised) entry, so that parameters no expert cares about become the plain average.
@@ -75,8 +75,9 @@ def diagonal_fisher(
         weights: of the encoder.
         task: whose head predicts.
         images: N calibration images (N, 3, H, W) of the task.
-        classes: "drawn" takes one class an image from the model's own predictions, an unbiased estimate at one backward
-            pass; "all" takes the expectation over the C classes, as the authors' code does, at C backward passes.
+        classes: "drawn" takes one class per image from the model's own predictions, an unbiased estimate at one
+            backward pass; "all" takes the expectation over the C classes at C backward passes, as the authors' code
+            does.
         seed: which classes are drawn.
 
     Raises:
@@ -120,7 +121,7 @@ def unit_norm(fisher: Mapping[str, Tensor]) -> Weights:
 
 def merge_with_fishers(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     fishers: Iterable[Mapping[str, Tensor]],
     *,
     floor: float,

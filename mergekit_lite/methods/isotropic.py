@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mergekit_lite.methods.registry import Access, Merged, Share, method
 from mergekit_lite.methods.shared.spectral import merge_matrices, polar_factor, total, truncated_svd
+from mergekit_lite.weights import Pool
 
 
 def flattened_sum(vectors: Sequence[Tensor]) -> Tensor:
@@ -54,7 +55,7 @@ def common_and_own(vectors: Sequence[Tensor], common: float) -> Tensor:
 
 
 @method(title="Iso-C", cite="marczak2025iso", access=Access.NONE)
-def iso_c(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, scaling: float = 1.5) -> Merged:
+def iso_c(base: Mapping[str, Tensor], experts: Pool, *, scaling: float = 1.5) -> Merged:
     r"""Flatten the spectrum of the sum: :math:`\theta = \theta_0 + \alpha\, \bar\sigma\, U V^T`.
 
     Marczak et al. 2025, isotropic merging in the common subspace: for each matrix, :math:`U \Sigma V^T` is the sum of
@@ -76,7 +77,7 @@ def iso_c(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]
 @method(title="Iso-CTS", cite="marczak2025iso", access=Access.NONE)
 def iso_cts(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     *,
     common: Share = 0.8,
     scaling: float = 1.5,

@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from mergekit_lite.methods.registry import Access, Merged, method
+from mergekit_lite.weights import Pool
 
 
-@method(title="Pre-trained", cite="", access=Access.NONE, smallest_pool=0)
-def pretrained(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Merged:
+@method(title="Pre-trained", cite="", access=Access.NONE, smallest_pool=0, reference=True)
+def pretrained(base: Mapping[str, Tensor], experts: Pool) -> Merged:
     """Return the base weights as they are: what zero-shot classification reaches without any expert."""
     return Merged(dict(base))
 
 
-@method(title="Individual experts", cite="", access=Access.NONE)
-def individual(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> Merged:
+@method(title="Individual experts", cite="", access=Access.NONE, reference=True)
+def individual(base: Mapping[str, Tensor], experts: Pool) -> Merged:
     """Return each expert for its own task and the base for a task without one: K models, not one merged model.
 
     Raises:

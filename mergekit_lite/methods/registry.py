@@ -1,30 +1,35 @@
 """The registry of merging methods: a typed function and one decorator are a whole plug-in.
 
-The signature is the schema. Positional arguments and the names in `RESOURCES` are handed in by whoever runs the method;
-the remaining keyword-only arguments are its parameters, checked against their types before any work is done.
+Positional arguments and the names in `RESOURCES` are handed in by whoever runs the method; the remaining keyword-only
+arguments are its parameters.
 """
 
-import ast
-import difflib
 import functools
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, Protocol, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, ParamSpec, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from mergekit_lite.cache import code_lines, content_hash
-from mergekit_lite.errors import KitError
-from mergekit_lite.weights import Weights, check_finite, check_floating, check_same, is_finite
-
-RESOURCES = ("base", "experts", "data", "seed", "watch")
-"""Argument names that are not parameters: what a method works on, its random seed, and who watches it."""
+from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.methods.parameters import filled_in, schema_of
+from mergekit_lite.weights import (
+    Pool,
+    Weights,
+    check_finite,
+    check_floating,
+    check_same,
+    first_three,
+    is_finite,
+    mismatches,
+    private,
+)
 
 Watch = Callable[[int, Weights], None]
 """Called by adaptive methods with the step (0 = before the first) and the merged weights of that moment."""
@@ -62,7 +67,7 @@ class Merged:
 
     Attributes:
         weights: one model for all tasks.
-        own: weights of single tasks that take the place of `weights` there (only the reference of individual experts).
+        own: weights of single tasks that take the place of `weights` there; for references only.
         trace: what happened on the way, in types that JSON knows.
     """
 
@@ -100,7 +105,7 @@ class LayerData(TaskData, Protocol):
     """Task data that also shows what goes into each linear layer."""
 
     def inputs(self, weights: Mapping[str, Tensor], images: Tensor) -> Mapping[str, Tensor]:
-        """Return name of a weight (out, in) -> the inputs (rows, in) it is multiplied with, a row an image and token.
+        """Return name of a weight (out, in) -> the inputs (rows, in) it is multiplied with, one per image and token.
 
         All linear layers are there, the attention's fused input projection and its output projection included.
         """
@@ -108,7 +113,19 @@ class LayerData(TaskData, Protocol):
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """One registered method; `resources` are the names out of `RESOURCES` that its function takes."""
+    """One registered method.
+
+    Attributes:
+        name: what cells call it: its function's name, after ``folder/file:`` if a file was loaded, see `load_method`.
+        title: name in tables.
+        cite: key in the book's bibliography; empty if there is none.
+        access: what data it sees, see `access_with`.
+        function: the method with all checks; ``function.__wrapped__`` is the bare one.
+        parameters: its parameters as a pydantic model.
+        resources: the names out of `RESOURCES` that it takes.
+        reference: whether it may answer with weights of single tasks.
+        source: the file that `load_method` read it from, for other processes to do the same.
+    """
 
     name: str
     title: str
@@ -117,6 +134,8 @@ class MethodInfo:
     function: Callable[..., Merged]
     parameters: type[BaseModel]
     resources: tuple[str, ...]
+    reference: bool = False
+    source: Path | None = None
 
     def access_with(self, parameters: Mapping[str, Any]) -> Access:
         """Return the data access with these parameters: a parameter `objective` decides it, whatever the default."""
@@ -124,22 +143,27 @@ class MethodInfo:
 
 
 _METHODS: dict[str, MethodInfo] = {}
+"""By function name; what comes from a file, by the file's whole path without suffix, a colon and the function name."""
+
+_sources: list[Path] = []  # the files that are being loaded, the innermost last
 
 
 def method(
-    *, title: str, cite: str, access: Access, smallest_pool: int = 1
+    *, title: str, cite: str, access: Access, smallest_pool: int = 1, reference: bool = False
 ) -> Callable[[Callable[_P, Merged]], Callable[_P, Merged]]:
     """Register a merging method under its function's name.
 
     The registered function checks its parameters and the pool (same names, shapes and floating dtypes everywhere, at
-    least `smallest_pool` experts) before the method sees them, and what it returns for NaN, so that the method's own
-    lines are its equations.
+    least `smallest_pool` experts) before the method sees them, and what it returns (names, shapes, dtypes, NaN), so
+    that the method's own lines are its equations. What the method gets to see is its own: a copy of the base, the
+    experts each opened once; whatever it writes there, the caller's weights stay as they are.
 
     Args:
         title: name in tables.
-        cite: key in the book's bibliography; empty for a reference row.
+        cite: key in the book's bibliography; empty if there is none.
         access: what data it sees.
         smallest_pool: the fewest experts it makes sense for.
+        reference: it is no merge but a row to compare with, and may answer with weights of single tasks.
 
     Raises:
         KitError: a parameter has no type or no default, or another method has that name.
@@ -147,50 +171,75 @@ def method(
 
     def register(function: Callable[_P, Merged]) -> Callable[_P, Merged]:
         name = function.__name__
-        taken = _METHODS.get(name)
-        # The same module may register again: that is a notebook cell run twice.
-        if taken and taken.function.__module__ != function.__module__:
-            raise KitError(f"There already is a method '{name}' in {taken.function.__module__}. Choose another name.")
-        schema, resources = _schema(function)
+        schema, resources = schema_of(function)
 
         @functools.wraps(function)
         def checked(*args: _P.args, **kwargs: _P.kwargs) -> Merged:
             given = {key: value for key, value in kwargs.items() if key not in resources}
             kept = {key: value for key, value in kwargs.items() if key in resources}
-            handed = inspect.signature(function).bind(*args, **kept, **resolve(name, given))
-            base, experts = handed.arguments["base"], handed.arguments["experts"]
+            handed = inspect.signature(function).bind(*args, **kept, **filled_in(schema, given))
+            base, experts = handed.arguments["base"], dict(handed.arguments["experts"].items())
             check_pool(base, experts, smallest=smallest_pool)
+            own = {expert: private(weights) for expert, weights in experts.items()}
+            handed.arguments.update(base=private(base), experts=own)
             with torch.no_grad():
                 merged = function(*handed.args, **handed.kwargs)
-                _check_outcome(name, merged, base, experts)
+                _check_outcome(name, merged, base, experts, reference=reference)
             return merged
 
-        _METHODS[name] = MethodInfo(name, title, cite, access, checked, schema, resources)
+        source = _sources[-1] if _sources else None
+        qualified = f"{source.parent.name}/{source.stem}:{name}" if source else name
+        _add(MethodInfo(qualified, title, cite, access, checked, schema, resources, reference, source))
         return checked
 
     return register
 
 
-def _schema(function: Callable[..., Merged]) -> tuple[type[BaseModel], tuple[str, ...]]:
-    """Return the pydantic model of the parameters and the names of the resources."""
-    hints = get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {}
-    resources = []
-    for name, argument in inspect.signature(function).parameters.items():
-        if name in RESOURCES:
-            resources.append(name)
-        elif argument.kind is not argument.KEYWORD_ONLY or name not in hints or argument.default is argument.empty:
-            raise KitError(
-                f"Parameter '{name}' of method '{function.__name__}' must be keyword-only with a type and a default, "
-                f"such as `*, {name}: float = 0.3`."
-            )
-        else:
-            fields[name] = (hints[name], argument.default)
-    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    return create_model(function.__name__, __config__=config, **fields), tuple(resources)
+def _add(info: MethodInfo) -> None:
+    """Register a method in the place of an earlier version of itself.
+
+    Raises:
+        KitError: another method has that name, unless both come from files.
+    """
+    name, module = info.function.__name__, info.function.__module__
+    key = f"{info.source.with_suffix('').as_posix()}:{name}" if info.source else name
+    for place, other in list(_METHODS.items()):
+        if other.function.__name__ != name:
+            continue
+        # The same module: a notebook's cell that runs twice. The same file: it was loaded, and imported too.
+        if other.function.__module__ == module or _file(other) == _file(info):
+            if place != key:
+                del _METHODS[place]
+        elif not (info.source and other.source):
+            raise KitError(f"There already is a method '{name}' in {other.function.__module__}. Choose another name.")
+    _METHODS[key] = info
 
 
-def check_pool(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, smallest: int = 1) -> None:
+def _file(info: MethodInfo) -> str:
+    return inspect.unwrap(info.function).__code__.co_filename
+
+
+@contextmanager
+def registering(source: Path) -> Iterator[None]:
+    """Let what is registered inside come from the file `source`, and take the place of what came from it before.
+
+    If anything is raised inside, all stays as it was.
+    """
+    before = dict(_METHODS)
+    for place in [place for place, info in before.items() if info.source == source]:
+        del _METHODS[place]
+    _sources.append(source)
+    try:
+        yield
+    except BaseException:
+        _METHODS.clear()
+        _METHODS.update(before)
+        raise
+    finally:
+        _sources.pop()
+
+
+def check_pool(base: Mapping[str, Tensor], experts: Pool, *, smallest: int = 1) -> None:
     """Check that the pool can be merged; of experts in files only the headers are read.
 
     Raises:
@@ -206,13 +255,28 @@ def check_pool(base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Te
         check_same(base, expert, name=f"expert '{name}'")
 
 
-def _check_outcome(
-    name: str, merged: Merged, base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]
-) -> None:
-    """Raise a KitError that names the culprit if the merged weights hold a NaN or an infinity.
+def _check_outcome(name: str, merged: Any, base: Mapping[str, Tensor], experts: Pool, *, reference: bool) -> None:
+    """Check that `merged` is one whole model without NaN, and with `reference` that the single tasks' are too.
 
-    Looking at the one outcome spares a second reading of the pool, and every sum carries a NaN through to it.
+    For NaN the outcome is looked at, which spares a second reading of the pool: every sum carries a NaN through to it.
+
+    Raises:
+        KitError: it is not; the message names tensors, and whose weights held the NaN.
     """
+    if not isinstance(merged, Merged):
+        raise KitError(f"Method '{name}' returned {type(merged).__name__}. Return `Merged(weights)`.")
+    if merged.own and not reference:
+        raise KitError(
+            f"Method '{name}' returned weights of single tasks (`own`), which only a reference does: a merge is one "
+            "model for all. Return it in `weights`, or register the method with `reference=True`."
+        )
+    for weights in (merged.weights, *merged.own.values()):
+        problems = mismatches(base, weights)
+        if problems:
+            raise KitError(
+                f"Method '{name}' returned weights that do not fit the base: {first_three(problems)}. Return every "
+                "tensor of the base, in its shape and dtype."
+            )
     for expert, weights in merged.own.items():
         check_finite(weights, name=f"expert '{expert}'")
     broken = [key for key, tensor in merged.weights.items() if not is_finite(tensor)]
@@ -225,14 +289,21 @@ def _check_outcome(
 
 
 def get(name: str) -> MethodInfo:
-    """Return the method called `name`.
+    """Return the method called `name`, see `MethodInfo`; of a file's method the function's name is enough.
 
     Raises:
-        KitError: there is none; the names that exist are listed.
+        KitError: there is none, or several files define it; the names that exist are listed.
     """
-    if name not in _METHODS:
-        raise KitError(f"There is no method '{name}'.{_suggestion(name, _METHODS)} Methods: {', '.join(_METHODS)}.")
-    return _METHODS[name]
+    if name in _METHODS:
+        return _METHODS[name]
+    found = [info for key, info in _METHODS.items() if key.endswith((f":{name}", f"/{name}"))]
+    if len(found) > 1:
+        names = ", ".join(f"'{info.name}'" for info in found)
+        raise KitError(f"Several files define a method '{name}'. Say which one: {names}.")
+    if not found:
+        known = [info.function.__name__ for info in _METHODS.values()]
+        raise KitError(f"There is no method '{name}'.{suggestion(name, known)} Methods: {', '.join(known)}.")
+    return found[0]
 
 
 def all_methods() -> tuple[MethodInfo, ...]:
@@ -248,78 +319,4 @@ def resolve(name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         KitError: unknown method, or a parameter that is unknown, ill-typed or out of its range.
     """
-    schema = get(name).parameters
-    try:
-        return schema.model_validate(dict(parameters)).model_dump()
-    except ValidationError as error:
-        problems = " ".join(_problem(name, schema, one["loc"][0], one["msg"], one["input"]) for one in error.errors())
-    raise KitError(f"{problems} Parameters of '{name}': {_listing(schema)}.")
-
-
-def _problem(name: str, schema: type[BaseModel], where: str | int, message: str, value: Any) -> str:
-    """Say in one or two sentences what is wrong with one parameter."""
-    if where not in schema.model_fields:
-        return f"Method '{name}' has no parameter '{where}'.{_suggestion(str(where), schema.model_fields)}"
-    text = f"Parameter '{where}' of method '{name}' cannot be {value!r} ({type(value).__name__}): {message}."
-    if isinstance(value, str) and "number" in message:
-        text += " (In YAML, 1e-3 is a text: write 1.0e-3 or 0.001, without quotes.)"
-    return text
-
-
-def _suggestion(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
-
-
-def _listing(schema: type[BaseModel]) -> str:
-    """Return names, types and defaults of all parameters."""
-    fields = schema.model_fields.items()
-    return ", ".join(f"{name}: {_type_name(one.annotation)} = {one.default!r}" for name, one in fields) or "none"
-
-
-def _type_name(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " | ".join(repr(choice) for choice in get_args(kind))
-    return kind.__name__ if isinstance(kind, type) else str(kind)
-
-
-def code_fingerprint(name: str) -> str:
-    """Return 16 hexadecimal digits that change when the code behind method `name` changes.
-
-    Hashed are the method's module and, of this package, the `methods` and `weights` modules that it imports, directly
-    or not; blank lines and lines that hold only a comment do not count.
-    """
-    function = get(name).function
-    sources: dict[str, list[str]] = {}
-    waiting = [function.__module__]
-    while waiting:
-        module = waiting.pop()
-        if module in sources:
-            continue
-        # A method of a notebook has no module file: there its own lines are what can change.
-        path = _module_file(module)
-        source = path.read_text(encoding="utf-8") if path else inspect.getsource(function)
-        sources[module] = code_lines(source)
-        waiting += _imported(inspect.cleandoc(source) if path is None else source)
-    return content_hash(sources)
-
-
-def _module_file(module: str) -> Path | None:
-    try:
-        found = importlib.util.find_spec(module)
-    except (ValueError, ModuleNotFoundError):  # __main__ of a notebook; a name that is no module but lies in one
-        return None
-    return Path(found.origin) if found and found.has_location and found.origin else None
-
-
-def _imported(source: str) -> list[str]:
-    """Return the `methods` and `weights` modules of this package that a source text imports."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from package import module` names a module only together with its second half.
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    wanted = [one for one in names if one == "mergekit_lite.weights" or one.startswith("mergekit_lite.methods.")]
-    return [one for one in wanted if _module_file(one)]
+    return filled_in(get(name).parameters, parameters)

@@ -10,13 +10,13 @@ from torch import Tensor
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Count, LayerData, Merged, method
 from mergekit_lite.methods.shared.calibration import calibration_images
-from mergekit_lite.weights import Weights, check_finite, difference, first_three, is_finite, working_dtype
+from mergekit_lite.weights import Pool, Weights, check_finite, difference, first_three, is_finite, working_dtype
 
 
 @method(title="RegMean", cite="jin2023dataless", access=Access.CALIBRATION)
 def regmean(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     data: LayerData,
     *,
     images: Count = 256,
@@ -85,7 +85,7 @@ def gram(inputs: Tensor, off_diagonal: float) -> Tensor:
 
 def merge_with_grams(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     grams: Iterable[Mapping[str, Tensor]],
 ) -> Weights:
     """Return the least-squares merge of all tensors that have Gram matrices, and the average of the others.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mergekit_lite.methods.registry import Access, Merged, method
 from mergekit_lite.methods.shared.spectral import merge_matrices, polar_factor, truncated_svd
+from mergekit_lite.weights import Pool
 
 
 def orthogonalised_sum(vectors: Sequence[Tensor]) -> Tensor:
@@ -24,9 +25,7 @@ def orthogonalised_sum(vectors: Sequence[Tensor]) -> Tensor:
 
 
 @method(title="TSV-M", cite="gargiulo2025tsv", access=Access.NONE)
-def tsv_merging(
-    base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]], *, scaling: float = 1.0
-) -> Merged:
+def tsv_merging(base: Mapping[str, Tensor], experts: Pool, *, scaling: float = 1.0) -> Merged:
     r"""Merge task singular vectors: :math:`\theta = \theta_0 + \alpha\, U_\perp \mathrm{diag}(S)\, V_\perp^T`.
 
     Gargiulo et al. 2025, for each matrix alone; see `orthogonalised_sum` for the factors. Other tensors add the mean

@@ -1,13 +1,12 @@
 """Profiles: which notebooks to run, on which suite and with which parameters."""
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mergekit_lite.errors import KitError
+from mergekit_lite.errors import KitError, suggestion
 
 
 class Budget(BaseModel):
@@ -70,8 +69,7 @@ def load(name: str, root: Path) -> Profile:
     path = root / "profiles" / f"{name}.yaml"
     names = sorted(one.stem for one in path.parent.glob("*.yaml"))
     if name not in names:
-        close = get_close_matches(name, names, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
+        hint = suggestion(name, names)
         raise KitError(f"There is no profile '{name}'.{hint} Profiles: {', '.join(names) or 'none'}.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """The door between an executed notebook and the book: only what a reader can trust and read gets through."""
 
+import json
 import re
 import shutil
 import site
@@ -13,13 +14,16 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from mergekit_lite.cache import cache_dir, written_whole
+from mergekit_lite.cache import cache_dir, content_hash, written_whole
 from mergekit_lite.errors import KitError
-from mergekit_lite.pipeline.runner import read_notebook
+from mergekit_lite.pipeline.runner import read_notebook, run_of
 
 LARGEST = 2 * 2**20  # bytes of one promoted notebook
 GLUED = "application/papermill.record/"  # stands before the media type of an output that pages of the book quote
 INJECTED = "injected-parameters"  # papermill's tag of the cell with a profile's values
+# Entries of a record that may differ although the results are the same.
+OF_ONE_RUN = {"seconds", "peak_memory_mib", "started", "commit", "device", "python", "mergekit_lite"}
+OF_ONE_RUN |= {"title", "cite"}  # the library's: `study.run` gives today's to a record that it reads
 
 # Folders that exist on one machine only. Not after a letter or another slash: that is part of a web address.
 MACHINE_PATH = re.compile(
@@ -29,17 +33,20 @@ MACHINE_PATH = re.compile(
 )
 
 
-def promote(executed: Path, template: Path, target_folder: Path) -> Path:
+def promote(executed: Path, template: Path, book: Path) -> Path:
     """Check an executed notebook and copy it, without what belongs to this machine, into the book.
+
+    A notebook that was made in the same way (template, parameters, library) from the same results stays as it was
+    promoted: other seconds, and what is drawn from them, are no change.
 
     Args:
         executed: what `run_profile` wrote.
         template: the notebook that it was made from, as it is today.
-        target_folder: where the book reads it, under the template's name. The file is written only if it changes; other
-            seconds alone are no change, so that a run which gave the same results leaves the book as it is.
+        book: the folder whose `executed/` gets it, under the template's name, and whose `records/` were promoted
+            before.
 
     Raises:
-        KitError: it is not fit for the book; all reasons are listed.
+        KitError: it is not fit for the book; all reasons are listed. Or a record behind it is gone.
     """
     if not executed.exists():
         raise KitError(
@@ -49,7 +56,14 @@ def promote(executed: Path, template: Path, target_folder: Path) -> Path:
     notebook = read_notebook(executed)
     problems = [*_incomplete(notebook), *_outdated(notebook, read_notebook(template)), *_paths(notebook)]
     problems += [f"cell {cell}: a figure has no alternative text" for cell in figures_without_alt(notebook)]
-    text = nbformat.writes(without_machine(notebook)) + "\n"
+    copy, run = without_machine(notebook), dict(run_of(executed))
+    if run:
+        results = [_results(_record_file(name, book)) for name in run["records"]]
+        run |= {"stamp": content_hash([run["stamp"], results]), "seconds": round(run["seconds"])}
+        copy.metadata["mergekit_lite"] = run
+    else:
+        problems.append("it was not made by `mergekit-lite run`")
+    text = nbformat.writes(copy) + "\n"
     size = len(text.encode())
     if size > LARGEST:
         problems.append(f"it is {size / 2**20:.1f} MiB large; {LARGEST / 2**20:.0f} MiB are allowed")
@@ -59,19 +73,20 @@ def promote(executed: Path, template: Path, target_folder: Path) -> Path:
             + "\n  ".join(problems)
             + f"\nMend notebooks/{template.name} and run it again."
         )
-    target = target_folder / template.name
-    if not target.exists() or _without_seconds(target.read_text(encoding="utf-8")) != _without_seconds(text):
+    target = book / "executed" / template.name
+    if run["stamp"] != run_of(target).get("stamp"):
         with written_whole(target) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return target
 
 
-def promote_records(executed_folder: Path, target_folder: Path) -> list[Path]:
+def promote_records(book: Path) -> list[Path]:
     """Copy the records that the promoted notebooks were made from out of the cache, and remove those of none of them.
 
+    A record whose results are the promoted one's stays as it is.
+
     Args:
-        executed_folder: the promoted notebooks.
-        target_folder: where the records go, as ``suite/key.json``.
+        book: the folder with the notebooks in `executed/`; the records go to ``records/suite/key.json`` in it.
 
     Returns:
         all records that are there now.
@@ -79,27 +94,43 @@ def promote_records(executed_folder: Path, target_folder: Path) -> list[Path]:
     Raises:
         KitError: a record is neither in the cache nor there already.
     """
-    stamps = [read_notebook(path).metadata.get("mergekit_lite", {}) for path in sorted(executed_folder.glob("*.ipynb"))]
-    wanted = sorted({name for stamp in stamps for name in stamp.get("records", [])})
-    for name in wanted:
-        suite, key = name.split("/")
-        source, target = cache_dir("records", suite) / f"{key}.json", target_folder / f"{name}.json"
-        if source.exists() and (not target.exists() or source.read_bytes() != target.read_bytes()):
+    runs = [run_of(path) for path in (book / "executed").glob("*.ipynb")]
+    names = sorted({name for run in runs for name in run.get("records", [])})
+    wanted = {name: _promoted_file(name, book) for name in names}
+    for name, target in wanted.items():
+        source = _record_file(name, book)
+        if not target.exists() or _results(source) != _results(target):
             with written_whole(target) as temporary:
                 shutil.copyfile(source, temporary)
-        elif not target.exists():
-            raise KitError(
-                f"The record {name} of a promoted notebook is not in the cache. Run its profile again with --force."
-            )
-    for path in target_folder.glob("*/*.json"):
-        if f"{path.parent.name}/{path.stem}" not in wanted:
+    for path in (book / "records").glob("*/*.json"):
+        if path not in wanted.values():
             path.unlink()
-    return [target_folder / f"{name}.json" for name in wanted]
+    return list(wanted.values())
 
 
-def _without_seconds(text: str) -> str:
-    """Return a promoted notebook's text without the line that says how long the run took."""
-    return re.sub(r',\s*"seconds": \d+(?=\s*\})', "", text)
+def _promoted_file(name: str, book: Path) -> Path:
+    return book / "records" / f"{name}.json"
+
+
+def _record_file(name: str, book: Path) -> Path:
+    """Return where the record ``suite/key`` lies: in the cache, else where it was promoted to."""
+    suite, key = name.split("/")
+    for path in (cache_dir("records", suite) / f"{key}.json", _promoted_file(name, book)):
+        if path.exists():
+            return path
+    raise KitError(f"The record {name} of a notebook is not in the cache. Run its profile again with --force.")
+
+
+def _results(record: Path) -> str:
+    """Return what a record says, without what differs from run to run; nothing if the file is damaged."""
+    try:
+        said = json.loads(
+            record.read_text(encoding="utf-8"),
+            object_hook=lambda entries: {name: one for name, one in entries.items() if name not in OF_ONE_RUN},
+        )
+    except ValueError:
+        return ""
+    return json.dumps(said, sort_keys=True)
 
 
 def _code(notebook: NotebookNode) -> Iterator[tuple[int, NotebookNode]]:
@@ -205,19 +236,14 @@ class _Pictures(HTMLParser):
 
 
 def without_machine(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy without paths, dates and versions of the machine; of its stamp stay profile, records, seconds."""
+    """Return a copy without paths, dates and versions of the machine."""
     copy = nbformat.from_dict(notebook)
-    stamp = notebook.metadata.get("mergekit_lite", {})
     copy.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},
         }
     )
-    if "profile" in stamp:
-        kept = {name: stamp[name] for name in ("profile", "records") if name in stamp}
-        seconds = {"seconds": round(stamp["seconds"])} if "seconds" in stamp else {}
-        copy.metadata["mergekit_lite"] = kept | seconds
     for cell in copy.cells:
         cell.metadata = nbformat.from_dict(
             {key: value for key, value in cell.metadata.items() if key not in ("papermill", "execution")}

@@ -4,8 +4,8 @@ import ast
 import os
 import sys
 import time
-import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +17,13 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mergekit_lite.cache import LEDGER, content_hash, file_hash
-from mergekit_lite.errors import KitError
+from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.pipeline.profiles import Profile
+
+KINDS: dict[str, type] = {kind.__name__: kind for kind in (str, int, float, bool)}
+"""The types that a notebook's parameter may have: those that a line of a profile can hold."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,12 @@ class Parameter:
     """One line of a notebook's `parameters` cell: ``steps: int = 500``."""
 
     name: str
-    kind: Any
-    kind_name: str
+    kind: type
     default: Any
+
+    def takes(self, value: object) -> bool:
+        """Say whether `value` is of this parameter's type; a float may be written without a point."""
+        return type(value) is self.kind or (self.kind is float and type(value) is int)
 
 
 def run_profile(profile: Profile, root: Path, only: str | None = None, force: bool = False) -> list[Path]:
@@ -47,7 +52,9 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
         KitError: an unknown notebook or suite, an unknown or ill-typed parameter (nothing was run), or a failing cell.
     """
     if only is not None and only not in profile.notebooks:
-        raise KitError(f"Profile '{profile.name}' has no notebook '{only}'. Notebooks: {', '.join(profile.notebooks)}.")
+        hint = suggestion(only, profile.notebooks)
+        there = ", ".join(profile.notebooks)
+        raise KitError(f"Profile '{profile.name}' has no notebook '{only}'.{hint} Notebooks: {there}.")
     checked = {name: check_parameters(profile, name, root) for name in profile.notebooks}
     library = library_hash()
     folder = root / "build" / profile.name
@@ -55,7 +62,7 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
     for name in [only] if only else profile.notebooks:
         template, target = root / "notebooks" / f"{name}.ipynb", folder / f"{name}.ipynb"
         executed.append(target)
-        if not force and stamp_of(target) == stamp(template, checked[name], library):
+        if not force and run_of(target).get("stamp") == stamp(template, checked[name], library):
             print(f"{name}: unchanged since it was run, nothing to do (--force runs it again).", flush=True)
         else:
             stale.append((name, template, target))
@@ -81,27 +88,24 @@ def check_parameters(profile: Profile, notebook: str, root: Path) -> dict[str, A
     where = f"profiles/{profile.name}.yaml, notebook '{notebook}'"
     path = root / "notebooks" / f"{notebook}.ipynb"
     if not path.exists():
-        there = ", ".join(sorted(one.stem for one in path.parent.glob("*.ipynb")))
-        raise KitError(f"{where}: there is no notebooks/{notebook}.ipynb. Notebooks: {there or 'none'}.")
+        there = sorted(one.stem for one in path.parent.glob("*.ipynb"))
+        hint = suggestion(notebook, there)
+        raise KitError(f"{where}: there is no notebooks/{path.name}.{hint} Notebooks: {', '.join(there) or 'none'}.")
     known = notebook_parameters(path)
     given = profile.notebooks[notebook]
     if "suite" in known:
         given = {"suite": profile.suite, **given}
-    listing = ", ".join(f"{one.name}: {one.kind_name} = {one.default!r}" for one in known.values()) or "none"
     problems = []
     for name, value in given.items():
-        if name not in known:
-            problems.append(f"It has no parameter '{name}'.")
-            continue
-        try:
-            TypeAdapter(known[name].kind, config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError:
-            problems.append(
-                f"Parameter '{name}' must be {known[name].kind_name}, not {value!r} ({type(value).__name__})."
-            )
-            if isinstance(value, str) and known[name].kind in (int, float):
+        one = known.get(name)
+        if one is None:
+            problems.append(f"It has no parameter '{name}'.{suggestion(name, known)}")
+        elif not one.takes(value):
+            problems.append(f"Parameter '{name}' must be {one.kind.__name__}, not {value!r} ({type(value).__name__}).")
+            if isinstance(value, str) and one.kind in (int, float):
                 problems.append("Numbers stand without quotes, and YAML takes 1e-3 for text: write 1.0e-3.")
     if problems:
+        listing = ", ".join(f"{one.name}: {one.kind.__name__} = {one.default!r}" for one in known.values()) or "none"
         raise KitError(f"{where}: {' '.join(problems)} Parameters: {listing}.")
     return dict(given)
 
@@ -120,19 +124,16 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
 
 
 def _parameter(line: ast.stmt, notebook: str) -> Parameter:
-    text = ast.unparse(line)
-    try:
-        if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name) or line.value is None:
-            raise ValueError("not an assignment with a type")
-        # The types that YAML has; the names of the built-in and typing modules are enough to write them.
-        names = {**vars(typing), **{one.__name__: one for one in (bool, int, float, str, list, dict, object)}}
-        kind = eval(ast.unparse(line.annotation), {"__builtins__": {}}, names)
-        return Parameter(line.target.id, kind, ast.unparse(line.annotation), ast.literal_eval(line.value))
-    except (ValueError, NameError, TypeError) as error:
-        raise KitError(
-            f"{notebook}: the cell tagged `parameters` holds `{text}` ({error}). "
-            "Each of its lines must read `name: type = value`, such as `steps: int = 500`."
-        ) from error
+    match line:
+        case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Name(id=kind), value=ast.expr() as value):
+            with suppress(ValueError, KeyError):
+                one = Parameter(name, KINDS[kind], ast.literal_eval(value))
+                if one.takes(one.default):
+                    return one
+    raise KitError(
+        f"{notebook}: the cell tagged `parameters` holds `{ast.unparse(line)}`. Each of its lines must read "
+        f"`name: type = value`, such as `steps: int = 500`, with one of the types {', '.join(KINDS)}."
+    )
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -155,7 +156,7 @@ def library_hash() -> str:
     files = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     drivers = (package / "pipeline", package / "cli.py")  # these drive a run: what a notebook shows is not theirs
     hashes = {
-        str(path.relative_to(package)): file_hash(path)
+        path.relative_to(package).as_posix(): file_hash(path)
         for path in files
         if not any(path.is_relative_to(driver) for driver in drivers)
     }
@@ -167,12 +168,12 @@ def stamp(template: Path, parameters: Mapping[str, Any], library: str) -> str:
     return content_hash([file_hash(template), dict(parameters), library])
 
 
-def stamp_of(executed: Path) -> str | None:
-    """Return the stamp that an executed notebook carries; None if there is none."""
+def run_of(executed: Path) -> Mapping[str, Any]:
+    """Return what an executed notebook says of its run: profile, stamp, records and seconds; empty if it does not."""
     try:
-        return read_notebook(executed).metadata.get("mergekit_lite", {}).get("stamp")
+        return read_notebook(executed).metadata.get("mergekit_lite", {})
     except KitError:
-        return None
+        return {}
 
 
 def _check_suites(profile: Profile, named: Iterable[str | None]) -> None:
@@ -245,7 +246,7 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
             what = f"cell [{error.exec_count}] raised {error.ename}: {error.evalue}"
         raise KitError(
             f"{template.name} failed: {what}\nThe notebook up to there: build/{failed.parent.name}/{failed.name}. "
-            "Finished records are kept: run the same command again to go on from there."
+            "Finished records are kept: run the same command again to resume from there."
         ) from error
     finally:
         del os.environ[LEDGER]

@@ -4,14 +4,12 @@ A page holds one line, such as ``<!-- the commands -->``, and the build puts Mar
 what exists elsewhere cannot fall behind it.
 """
 
-import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
-
-from typer.models import ArgumentInfo, OptionInfo
+from typing import TYPE_CHECKING, Any
 
 from mergekit_lite import cli
 from mergekit_lite.pipeline.book import EXECUTED, toc_pages
@@ -73,48 +71,10 @@ def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
 
 
 def commands() -> str:
-    """Return the commands of the command line as Markdown: a section each, with its usage, arguments and options."""
-    return "\n".join(_command(one.callback) for one in cli.app.registered_commands if one.callback)
-
-
-def _command(function: Callable[..., Any]) -> str:
-    name = function.__name__
-    required, optional = [], []
-    for parameter, info, default in _parameters(function):
-        if isinstance(info, ArgumentInfo):
-            term = str(info.metavar or parameter.upper())
-            needed = default is inspect.Parameter.empty
-            required.append(term if needed or term.startswith("[") else f"[{term}]")
-        else:
-            term = _option(parameter, info, default)
-        optional.append(f"`{term}`\n: {info.help}{_default(default)}\n")
-    usage = " ".join(["mergekit-lite", name, *required, "[OPTIONS]"])
-    text = inspect.getdoc(function) or ""
-    return "\n".join([f"## {name}\n", f"```text\n{usage}\n```\n", text, "", *optional])
-
-
-def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, ArgumentInfo | OptionInfo, Any]]:
-    """Yield name, typer's description and default of each parameter of a command."""
-    hints = get_type_hints(inspect.unwrap(function), include_extras=True)
-    for name, parameter in inspect.signature(function).parameters.items():
-        yield name, next(one for one in hints[name].__metadata__), parameter.default
-
-
-def _option(name: str, info: OptionInfo, default: Any) -> str:
-    given = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]  # typer takes either
-    if given:
-        return ", ".join(given)
-    flag = f"--{name.replace('_', '-')}"
-    if isinstance(default, bool):
-        return f"{flag} / --no-{flag.removeprefix('--')}"
-    return f"{flag} {info.metavar or {int: 'NUMBER', float: 'NUMBER'}.get(type(default), 'TEXT')}"
-
-
-def _default(value: Any) -> str:
-    """Return a sentence on the default; of an empty one the help text tells, and a flag is off until it is given."""
-    if value is inspect.Parameter.empty or value is None or value is False:
-        return ""
-    return f" Default: {'on' if value is True else f'`{value}`'}."
+    """Return the commands of the command line as Markdown, a section each, as typer writes them."""
+    typer = [sys.executable, "-m", "typer", cli.__name__, "utils", "docs", "--name", "mergekit-lite"]
+    whole = subprocess.run(typer, capture_output=True, check=True, encoding="utf-8").stdout
+    return whole[whole.index("\n## ") :]  # without a title: the page has its own
 
 
 def exercise_list(pages: list[Path], folder: Path) -> str:

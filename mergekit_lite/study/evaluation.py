@@ -1,62 +1,17 @@
-"""Accuracy of one set of weights on many tasks."""
+"""Accuracy of a merge on many tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from mergekit_lite.machine import in_memory
 from mergekit_lite.methods.registry import Merged
+from mergekit_lite.suites.scoring import accuracy
 
 if TYPE_CHECKING:
-    from mergekit_lite.suites.suite import Split, Suite
+    from mergekit_lite.suites.suite import Suite
 
-
-def accuracy(suite: "Suite", weights: Mapping[str, Tensor], task: str, batch_size: int | None = None) -> float:
-    """Return the top-1 accuracy of `weights` on the whole test split of `task`, in percent (0 to 100).
-
-    The class of an image is the row of the task's zero-shot head (C, D) that agrees most with its features (D,).
-    A batch that does not fit into the GPU's memory is halved until it does.
-
-    Raises:
-        KitError: not even one image fits.
-    """
-    split = suite.split(task, "test")
-    head = suite.heads[task].to(suite.device)
-    weights = dict(weights)  # an expert lies in a file: read it once, not once per batch
-    most = batch_size or _first_size(suite.device)
-    correct = done = 0
-
-    def part(size: int) -> tuple[int, int]:
-        rows = slice(done, done + size)
-        return _correct(suite, weights, head, split, rows), size
-
-    with torch.inference_mode():
-        while done < len(split.labels):
-            right, size = in_memory(part, most, suite.device, what="the features", key=suite.name)
-            correct, done = correct + right, done + size
-    return 100.0 * correct / len(split.labels)
+__all__ = ["accuracies", "accuracy"]
 
 
 def accuracies(suite: "Suite", merged: Merged, tasks: Sequence[str]) -> dict[str, float]:
     """Return the accuracy of a merge on each of `tasks`, in percent, in their order."""
     return {task: accuracy(suite, merged.for_task(task), task) for task in tasks}
-
-
-def _first_size(device: torch.device) -> int:
-    """Return how many images to begin with: what stays in the cache of a core on a CPU, what keeps a GPU busy."""
-    return 125 if device.type == "cpu" else 1000
-
-
-def _correct(suite: "Suite", weights: Mapping[str, Tensor], head: Tensor, split: "Split", rows: slice) -> int:
-    """Return how many images of `rows` are told right."""
-    features = suite.encode(weights, _images(suite, split.images[rows]))
-    labels = torch.as_tensor(np.array(split.labels[rows]), device=features.device)
-    return int(((features @ head.to(features.dtype).T).argmax(dim=1) == labels).sum())
-
-
-def _images(suite: "Suite", images: np.ndarray) -> Tensor:
-    # np.array copies: torch warns about, and must not write to, a read-only memory map.
-    return torch.from_numpy(np.array(images)).to(suite.device)

@@ -77,8 +77,9 @@ def run(
             continue
         found = read_record(job.path, job.key)
         if isinstance(found, Record):
-            info = registry.get(job.cell.method)  # a new title makes no new record
-            records[job.key] = found.model_copy(update={"title": info.title, "cite": info.cite})
+            info = registry.get(job.cell.method)  # a new title makes no new record, nor does a file that was moved
+            shown = {"title": info.title, "cite": info.cite, "cell": job.resolved}
+            records[job.key] = found.model_copy(update=shown)
         else:
             missing[job.key] = job
             if found is not None:

@@ -35,9 +35,11 @@ def key_of(suite: Suite, cell: Cell) -> str:
     """Return the key of a cell that is resolved already."""
     # What is not used is left out, so that a new field of `Cell` renames no record.
     unused = {name for name in ("corruption", "broken") if not getattr(cell, name)}
+    # A method of one's own is what its code does: the file that a name may begin with can move.
+    method = cell.method.rpartition(":")[2]
     return content_hash(
         {
-            "cell": cell.model_dump(exclude=unused),
+            "cell": cell.model_dump(exclude=unused) | {"method": method},
             "access": str(registry.get(cell.method).access_with(cell.parameters)),
             "suite": fingerprint(asked(suite, cell), cell),
             "code": code(suite, cell),

@@ -1,12 +1,13 @@
 """Where encoders, heads, experts and images come from."""
 
 import importlib
+import importlib.util
 import re
-from difflib import get_close_matches
+import sys
 
 import torch
 
-from mergekit_lite.errors import KitError
+from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.suites.suite import Split, Suite, Task
 
 SUITES = {
@@ -15,7 +16,8 @@ SUITES = {
     "clip-vit-b-16": "mergekit_lite.suites.clip",
     "clip-vit-l-14": "mergekit_lite.suites.clip",
 }
-"""Name -> module with `load(name, device)`; imported when asked for, since open_clip takes seconds."""
+"""Name -> module with `load(name, device)`; imported when asked for, since open_clip takes seconds. Any other module
+with such a function is named by its dotted path, as in an import."""
 
 FAMILY = re.compile(r"@[\w.-]+$", re.ASCII)
 """What may follow the name of a real suite: whose converted experts it merges, such as ``clip-vit-b-32@OC-8``."""
@@ -24,33 +26,48 @@ __all__ = ["SUITES", "Split", "Suite", "Task", "check_name", "load_suite"]
 
 
 def check_name(name: str) -> str:
-    """Return the name in `SUITES` that `name` begins with: all of it, or what stands before an @ and a family.
+    """Return the module that makes the suite called `name`.
+
+    A name is one of `SUITES`, or the dotted path of a module; behind it an @ and a family of experts may stand.
 
     Raises:
-        KitError: there is no such suite, or its experts come in one family only.
+        KitError: there is no such suite or module, or its experts come in one family only.
     """
     plain = FAMILY.sub("", name)
-    if plain not in SUITES:
-        close = get_close_matches(name, SUITES, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise KitError(f"There is no suite '{name}'.{hint} Suites: {', '.join(SUITES)}.")
+    if plain not in SUITES and not _is_module(plain):
+        raise KitError(
+            f"There is no suite '{name}'.{suggestion(name, SUITES)} Suites: {', '.join(SUITES)}, or the dotted path of "
+            "a module with a function `load(name, device)`."
+        )
     if plain != name and plain == "miniature":
         raise KitError(f"There is no suite '{name}': the miniature makes its own experts. Leave '@...' out.")
-    return plain
+    return SUITES.get(plain, plain)
+
+
+def _is_module(name: str) -> bool:
+    if "." not in name or not all(part.isidentifier() for part in name.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ModuleNotFoundError, ValueError):  # no package above it; or a module that was put there by hand
+        return name in sys.modules
 
 
 def load_suite(name: str, device: str | None = None) -> Suite:
     """Return the suite called `name` on `device` (by default a GPU if there is one, else the CPU).
 
     Raises:
-        KitError: there is no such suite or no such device, or its base weights cannot be fetched.
+        KitError: there is no such suite or no such device, its module has no `load`, or its base weights cannot be
+            fetched.
     """
-    module = SUITES[check_name(name)]
+    module = importlib.import_module(check_name(name))
+    if not hasattr(module, "load"):
+        raise KitError(f"The module {module.__name__} has no function `load(name, device)` that returns a suite.")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise KitError(f"Device '{device}' cannot be used here ({error}). Use 'cpu', or leave it out.") from error
-    suite: Suite = importlib.import_module(module).load(name, torch.device(device))
+    suite: Suite = module.load(name, torch.device(device))
     return suite

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked, written_whole
-from mergekit_lite.errors import KitError
-from mergekit_lite.suites import spatter as spattering
-from mergekit_lite.suites.spatter import spatter
+from mergekit_lite.cache import cache_dir, content_hash, locked, written_whole
+from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.fingerprints import code_of
+from mergekit_lite.suites.spatter import spattered
 
 if TYPE_CHECKING:  # a suite imports open_clip, which takes seconds
     from mergekit_lite.suites.suite import Split, Suite, Which
@@ -94,7 +94,7 @@ CORRUPTIONS: Mapping[str, Callable[..., Values]] = {
     "impulse_noise": impulse_noise,
     "gaussian_noise": gaussian_noise,
     "pixelate": pixelate,
-    "spatter": spatter,
+    "spatter": spattered,
     "contrast": contrast,
     "jpeg_compression": jpeg_compression,
 }
@@ -119,7 +119,9 @@ def check(name: str, severity: int = 2) -> None:
         KitError: there is not.
     """
     if name not in CORRUPTIONS:
-        raise KitError(f"There is no corruption '{name}'. Corruptions: {', '.join(CORRUPTIONS)}.")
+        raise KitError(
+            f"There is no corruption '{name}'.{suggestion(name, CORRUPTIONS)} Corruptions: {', '.join(CORRUPTIONS)}."
+        )
     if severity not in range(1, 6):
         raise KitError(f"Severity {severity} of '{name}' is not defined. Choose 1 (mild) to 5; the papers' table is 2.")
 
@@ -139,10 +141,15 @@ def corrupt(images: Pixels, name: str, severity: int = 2, seed: int = 0) -> Pixe
             f"Images to corrupt must be (N, 3, H, W) uint8, but are {images.shape} {images.dtype}. "
             "Put the channels first and scale them to 0 ... 255."
         )
-    corruption, levels = CORRUPTIONS[name], constants()[name][severity - 1]
+    return _one_by_one(CORRUPTIONS[name], constants()[name][severity - 1], images, [seed, zlib.crc32(name.encode())])
+
+
+def _one_by_one(
+    corruption: Callable[..., Values], levels: Sequence[float], images: Pixels, stream: Sequence[int]
+) -> Pixels:
     result = np.empty_like(images)
     for place, image in enumerate(images):
-        rng = np.random.default_rng([seed, zlib.crc32(name.encode()), zlib.crc32(image.tobytes())])
+        rng = np.random.default_rng([*stream, zlib.crc32(image.tobytes())])
         result[place] = np.clip(corruption(np.asarray(image), rng, *levels), 0, 255)
     return result
 
@@ -201,14 +208,11 @@ class _Corrupted:
     @property
     def _identity(self) -> dict[str, Any]:
         name, severity, seed = self._corruption
-        code = content_hash([code_hash(Path(__file__)), code_hash(Path(spattering.__file__))])
-        return {
-            "name": name,
-            "severity": severity,
-            "seed": seed,
-            "constants": constants()[name][severity - 1],
-            "code": code,
-        }
+        known = {"name": name, "severity": severity, "seed": seed, "constants": constants()[name][severity - 1]}
+        return {**known, "code": _code_of(CORRUPTIONS[name], _one_by_one)}
+
+
+_code_of = cache(code_of)
 
 
 def _load(loader: Callable[[], "Suite"], name: str, severity: int, seed: int) -> "Suite":

@@ -1,14 +1,14 @@
 """Spatter: drops of water or mud on the lens, the one corruption of the seven that takes more than a few lines.
 
-The source computes it with OpenCV and scikit-image. Here each of their operations is written out for one channel
-(H, W), with OpenCV's rounding and borders, so that neither library is needed.
+The source computes it with OpenCV and scikit-image. Here NumPy and SciPy do their operations on one channel (H, W),
+with OpenCV's rounding and borders, so that neither library is needed. The two averages are written out: SciPy sums in
+another order, and a last digit decides where fractions are cut off.
 """
-
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Channel = NDArray[np.float64]
 
@@ -18,7 +18,7 @@ EMBOSS = np.array([[-2.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])  # lit
 FAR = 20  # pixels: distances beyond this count as this
 
 
-def spatter(
+def spattered(
     image: NDArray[np.uint8],
     rng: np.random.Generator,
     loc: float,
@@ -44,9 +44,9 @@ def spatter(
 def _relief(liquid: Channel) -> Channel:
     """Return how bright the water is: its thickness times an embossed map of the distance to the drops' edges."""
     water = np.floor(liquid * 255)
-    distance = np.floor(_box_blur(np.minimum(distances(canny(water, 50, 150)), FAR)))
-    embossed = np.clip(_filter(_equalised(distance), EMBOSS), 0, 255)
-    return water * _box_blur(embossed)
+    distance = np.floor(box_blur(distances(canny(water, 50, 150))))
+    embossed = np.clip(emboss(equalised(distance)), 0, 255)
+    return water * box_blur(embossed)
 
 
 def gaussian_blur(channel: Channel, sigma: float) -> Channel:
@@ -65,8 +65,7 @@ def canny(channel: Channel, low: float, high: float) -> NDArray[np.bool_]:
 
     Where the gradient (Sobel, length |x| + |y|) is a ridge and above `low`, if it is joined to a place above `high`.
     """
-    sobel = np.array([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    x, y = _filter(channel, sobel, mode="edge"), _filter(channel, sobel.T, mode="edge")
+    x, y = (ndimage.sobel(channel, axis, mode="nearest") for axis in (1, 0))
     length = abs(x) + abs(y)
     around = sliding_window_view(np.pad(length, 1), (3, 3))  # outside of the picture there is no gradient
 
@@ -80,24 +79,22 @@ def canny(channel: Channel, low: float, high: float) -> NDArray[np.bool_]:
     diagonal = np.where((x < 0) == (y < 0), falling, rising)
     thin = np.where(across, ridge(0, 1, strict=False), np.where(down, ridge(1, 0, strict=False), diagonal))
     weak, edges = thin & (length > low), thin & (length > high)
-    while True:
-        grown = weak & sliding_window_view(np.pad(edges, 1), (3, 3)).any(axis=(2, 3))
-        if (grown == edges).all():
-            return edges
-        edges = grown
+    return np.asarray(ndimage.binary_propagation(edges, np.ones((3, 3)), mask=weak))
 
 
 def distances(edges: NDArray[np.bool_]) -> Channel:
-    """Return the Euclidean distance in pixels of each place (H, W) to the nearest edge, right up to `FAR`."""
-    squares = np.where(edges, 0.0, np.inf)
-    for _ in range(2):  # Pythagoras: the nearest edge along a column, then along a row the nearest of these
-        padded = np.pad(squares, ((FAR, FAR), (0, 0)), constant_values=np.inf)
-        shifted = [padded[FAR + step : FAR + step + len(squares)] + step**2 for step in range(-FAR, FAR + 1)]
-        squares = np.minimum.reduce(shifted).T
-    return np.sqrt(squares)
+    """Return the Euclidean distance in pixels of each place (H, W) to the nearest edge, at most `FAR`."""
+    if not edges.any():  # to what SciPy would measure then is not defined
+        return np.full(edges.shape, float(FAR))
+    return np.minimum(ndimage.distance_transform_edt(~edges), FAR)
 
 
-def _equalised(channel: Channel) -> Channel:
+def emboss(channel: Channel) -> Channel:
+    """Return how steeply the relief (H, W) rises towards the light."""
+    return np.asarray(ndimage.correlate(channel, EMBOSS, mode="mirror"))
+
+
+def equalised(channel: Channel) -> Channel:
     """Return whole numbers 0 to 255 (H, W) spread so that each range of values is taken by as many pixels."""
     below = np.bincount(channel.astype(np.int64).ravel(), minlength=256).cumsum()
     lowest = below[below > 0][0]
@@ -107,10 +104,8 @@ def _equalised(channel: Channel) -> Channel:
     return spread[channel.astype(np.int64)]
 
 
-def _box_blur(channel: Channel) -> Channel:
-    return _filter(channel, np.full((3, 3), 1 / 9))
-
-
-def _filter(channel: Channel, kernel: Channel, mode: Any = "reflect") -> Channel:
-    """Correlate (H, W) with a 3 x 3 kernel; "reflect" is OpenCV's usual border."""
-    return np.einsum("hwij,ij->hw", sliding_window_view(np.pad(channel, 1, mode=mode), (3, 3)), kernel)
+def box_blur(channel: Channel) -> Channel:
+    """Return the mean (H, W) over 3 x 3 pixels, the picture mirrored at its border."""
+    columns = np.asfortranarray(channel)  # in which order the nine are added depends on it, and on that the last digit
+    windows = sliding_window_view(np.pad(columns, 1, mode="reflect"), (3, 3))
+    return np.asarray(np.einsum("hwij,ij->hw", windows, np.full((3, 3), 1 / 9)))

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
-from mergekit_lite.errors import KitError
-from mergekit_lite.weights import Weights
+from mergekit_lite.cache import content_hash
+from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.weights import Pool, Weights
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and not every user of these two nouns needs it
     import open_clip
@@ -83,6 +83,32 @@ def check_tasks(tasks: Sequence[Task]) -> None:
             raise KitError(f"Task '{task.name}' has the class '{twice[0]}' more than once. Rename one of them.")
 
 
+def chosen_tasks(which: str | Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the names of tasks that `which` stands for.
+
+    Args:
+        which: a set, such as "eight"; names with commas between; or a list of names, which is returned as it is.
+        known: all names, in the benchmark's order.
+        where: whose tasks they are, for the error.
+
+    Raises:
+        KitError: a name that is not known, none at all, or a set of more tasks than there are.
+    """
+    if isinstance(which, str) and which in PREFIXES:
+        if PREFIXES[which] > len(known):
+            raise KitError(f"{where} has {len(known)} tasks, too few for the set '{which}'.")
+        return tuple(known)[: PREFIXES[which]]
+    parts = [name.strip() for name in which.split(",")] if isinstance(which, str) else which
+    chosen = tuple(name for name in parts if name)
+    if isinstance(which, str) and not chosen:
+        raise KitError(f"No task is named. Tasks: {', '.join(known)}.")
+    for name in chosen:
+        if name not in known:
+            hint = suggestion(name, [*PREFIXES, *known])
+            raise KitError(f"{where} has no task '{name}'.{hint} Tasks: {', '.join(known)}.")
+    return chosen
+
+
 class Lazy(Mapping[str, Value]):
     """A mapping with known keys whose values are made at first use and kept if asked to."""
 
@@ -142,7 +168,7 @@ class Suite(ABC):
         visual = self._model.visual
         self.base: Weights = {key: value.detach() for key, value in visual.named_parameters() if key != "proj"}
         self.heads: Mapping[str, Tensor] = Lazy(tuple(self.tasks), self._head, keep=True)
-        self.experts: Mapping[str, Mapping[str, Tensor]] = Lazy(tuple(self.tasks), self.expert, keep=False)
+        self.experts: Pool = Lazy(tuple(self.tasks), self.expert, keep=False)
         self._mean = torch.tensor(visual.image_mean, device=device)[:, None, None]
         self._std = torch.tensor(visual.image_std, device=device)[:, None, None]
 
@@ -169,12 +195,34 @@ class Suite(ABC):
         """Make or fetch all images and experts of `tasks` that are not there yet, `workers` at a time."""
 
     @abstractmethod
-    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
-        """Return hashes of all that a result depends on, without making any of it.
+    def base_hash(self) -> str:
+        """Return a hash of the base weights, those of the text encoder among them."""
 
-        They are of the base, the experts of `pool`, heads and test images of `evaluate`, and the training images of
-        `learnt`.
+    @abstractmethod
+    def expert_hash(self, task: str) -> str:
+        """Return a hash of the expert of `task`, without making or fetching it."""
+
+    @abstractmethod
+    def data_hash(self, task: str, which: Which) -> str:
+        """Return a hash of the images and labels of one split of `task`, without making or fetching them."""
+
+    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
+        """Return hashes of all weights, images and class names that a result depends on, without making any of it.
+
+        They are of the base, the experts of `pool`, the heads of `evaluate`, the test images of both, and the training
+        images of `learnt`. What code does is not among them, see `computing`.
         """
+        known = {
+            "suite": self.name,
+            "base": self.base_hash(),
+            "experts": {task: self.expert_hash(task) for task in pool},
+            "heads": {
+                task: content_hash([self.tasks[task].classnames, self.tasks[task].templates]) for task in evaluate
+            },
+            "data": {task: self.data_hash(task, "test") for task in dict.fromkeys([*pool, *evaluate])},
+        }
+        training = {task: self.data_hash(task, "train") for task in learnt}
+        return {**known, "training data": training} if learnt else known
 
     @property
     def computing(self) -> tuple[Callable[..., Any], ...]:
@@ -201,22 +249,12 @@ class Suite(ABC):
         raise KitError(f"Suite '{self.name}' has one set of experts. Leave expert_seed at 0.")
 
     def names(self, which: str | Sequence[str]) -> tuple[str, ...]:
-        """Return task names: of a named set such as ``"eight"``, or of a list as it is.
+        """Return task names: of a set such as ``"eight"``, of a text such as ``"digits, signs"``, or of a list.
 
         Raises:
-            KitError: a name that this suite does not have.
+            KitError: a name that this suite does not have, or no name.
         """
-        if isinstance(which, str) and which in PREFIXES:
-            if PREFIXES[which] > len(self.tasks):
-                raise KitError(f"Suite '{self.name}' has {len(self.tasks)} tasks, too few for the set '{which}'.")
-            return tuple(self.tasks)[: PREFIXES[which]]
-        chosen = (which,) if isinstance(which, str) else tuple(which)
-        for name in chosen:
-            if name not in self.tasks:
-                close = get_close_matches(name, self.tasks, n=1)
-                hint = f" Did you mean '{close[0]}'?" if close else ""
-                raise KitError(f"Suite '{self.name}' has no task '{name}'.{hint} Tasks: {', '.join(self.tasks)}.")
-        return chosen
+        return chosen_tasks(which, tuple(self.tasks), f"Suite '{self.name}'")
 
     def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Return the features (N, D) of unit length that the encoder with `weights` gives for `images` (N, 3, H, W).

@@ -26,7 +26,7 @@ from mergekit_lite.methods.frank_wolfe.oracle import (
 )
 from mergekit_lite.methods.registry import Access, Count, Merged, Objective, Positive, Steps, TaskData, Watch, method
 from mergekit_lite.methods.shared.stopping import Kept, unsound, warn_if_stopped
-from mergekit_lite.methods.ties import whole_cutoff
+from mergekit_lite.methods.ties import cutoff
 from mergekit_lite.weights import Pool, Weights, difference
 
 MergeFunction = Literal["task_arithmetic", "ties_merging"]
@@ -109,7 +109,7 @@ def towards(
     TIES has only one vector to merge here, so that there is nothing to elect a sign against: what is left of it is to
     keep the largest entries of the difference. Such a step ends outside the hull of the models.
     """
-    least = whole_cutoff(theta, vertex, DENSITY) if merge == "ties_merging" else 0.0
+    least = cutoff(theta, vertex, DENSITY) if merge == "ties_merging" else 0.0
     moved: Weights = {}
     for name, start in theta.items():
         change = difference(vertex[name], start)

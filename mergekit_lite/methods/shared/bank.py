@@ -1,8 +1,8 @@
 """The bank: all task vectors of a pool as one (K, P) matrix, so that a merge and its gradient are matrix products.
 
 The merged weights are linear in the coefficients, theta_l = theta_0,l + sum_k c[k,l] tau[k,l]. Hence
-dL/dc[k,l] = <dL/dtheta_l, tau[k,l]>: one backward pass through one merged encoder and K inner products a tensor, never
-autograd through the sum of K task vectors.
+dL/dc[k,l] = <dL/dtheta_l, tau[k,l]>: one backward pass through one merged encoder and K inner products per tensor,
+never autograd through the sum of K task vectors.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.weights import Weights, check_finite, difference, flat_columns, is_finite, widest
+from mergekit_lite.weights import Pool, Weights, check_finite, difference, flat_columns, is_finite, widest
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Bank:
     vectors: Tensor
 
     @classmethod
-    def of(cls, base: Mapping[str, Tensor], experts: Mapping[str, Mapping[str, Tensor]]) -> "Bank":
+    def of(cls, base: Mapping[str, Tensor], experts: Pool) -> "Bank":
         """Lay out a pool that fits its base, on the base's device.
 
         Raises:
@@ -57,7 +57,7 @@ class Bank:
         """Return theta_0 + sum_k c[k] tau[k]: new memory, one flat vector that the named tensors are views of.
 
         Args:
-            coefficients: (K, L), or (K, 1) for one coefficient an expert.
+            coefficients: (K, L), or (K, 1) for one coefficient per expert.
 
         Raises:
             KitError: coefficients of another shape.
@@ -66,7 +66,7 @@ class Bank:
         if coefficients.shape not in {(rows, layers), (rows, 1)}:
             raise KitError(
                 f"The coefficients have shape {tuple(coefficients.shape)}; {rows} experts with {layers} tensors need "
-                f"({rows}, {layers}), or ({rows}, 1) for one coefficient an expert."
+                f"({rows}, {layers}), or ({rows}, 1) for one coefficient per expert."
             )
         spread = coefficients.to(self.vectors).expand(rows, layers)
         flat = torch.empty_like(self.base)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.methods.registry import Merged
-from mergekit_lite.weights import Weights, difference, is_finite
+from mergekit_lite.weights import Pool, Weights, difference, is_finite
 
 
 def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +88,7 @@ def total(vectors: Sequence[Tensor]) -> Tensor:
 
 def merge_matrices(
     base: Mapping[str, Tensor],
-    experts: Mapping[str, Mapping[str, Tensor]],
+    experts: Pool,
     combine: Callable[[Sequence[Tensor]], Tensor],
     scaling: float,
 ) -> Merged:

@@ -1,1 +1,1 @@
-"""What a run will cost on this machine: measured in seconds, before the run."""
+"""What a run will cost on this machine, from what it cost where its records were made."""

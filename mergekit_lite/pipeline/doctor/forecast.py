@@ -1,39 +1,32 @@
-"""What a profile will take on this machine: its own work, timed for half a second each on noise, times known counts."""
+"""What a profile will take here: the seconds of its promoted records, at the pace of this machine's encoder.
 
-import contextlib
-import io
-import math
+All that no record times is counted in images through the encoder, so that one measurement scales everything.
+"""
+
+import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from mergekit_lite import study
 from mergekit_lite.cache import cache_dir
 from mergekit_lite.errors import KitError
-from mergekit_lite.machine import peak_memory_mib, reset_peak_memory
+from mergekit_lite.methods import Merged
 from mergekit_lite.pipeline import runner
-from mergekit_lite.pipeline.doctor.bench import (
-    Bench,
-    busy_neighbours,
-    image_shape,
-    import_seconds,
-    noise_images,
-    seconds_each,
-)
 from mergekit_lite.pipeline.profiles import Profile
-from mergekit_lite.study import Cell
+from mergekit_lite.study import evaluation, keys
 from mergekit_lite.study.records import Record, read_record
-from mergekit_lite.suites import miniature
-from mergekit_lite.suites.miniature.drawing import DrawnTask, draw
-from mergekit_lite.suites.miniature.experts import fine_tune
-from mergekit_lite.suites.miniature.tasks import TASKS
-from mergekit_lite.suites.suite import Split, Suite
+from mergekit_lite.suites import load_suite, miniature
+from mergekit_lite.suites.miniature.canvas import SIDE
+from mergekit_lite.suites.suite import Suite
 from mergekit_lite.workers import cores
+
+# In images through the miniature's encoder, measured on one core.
+FINE_TUNING = 3  # of an image that an expert learns from: backward costs two forward passes
+DRAWING = 1.6  # of an image
+LOADING = 20_000  # of a notebook: its kernel, the library, its figures
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one notebook will take; no work at all if its result is still valid."""
+    """What one notebook will take; no work at all if its result is still valid, or if nothing is known of it."""
 
     notebook: str
     valid: bool = False
@@ -62,112 +55,120 @@ class Forecast:
         return sum(work.seconds for work in self.work)
 
 
-class Planned(BaseException):
-    """Thrown by the stand-in for `study.run`; not an Exception, so that no cell of a notebook swallows it."""
+def predict(profile: Profile, root: Path) -> list[Forecast]:
+    """Return what each notebook of `profile` will take, in the order in which they run.
 
-    def __init__(self, suite: Suite, cells: Sequence[Cell], workers: int | None) -> None:
-        super().__init__()
-        self.suite, self.cells, self.workers = suite, cells, workers
-
-
-def forecast(profile: Profile, root: Path) -> Iterator[Forecast]:
-    """Yield what each notebook of `profile` will take, in the order in which they run.
+    Only a notebook that was promoted after a run of this very profile can be judged.
 
     Raises:
-        KitError: a notebook's parameters are wrong, or it fails before its study starts.
+        KitError: a notebook's parameters are wrong.
     """
     library = runner.library_hash()
-    made: set[str] = set()  # what earlier notebooks will have made
+    stale: dict[str, list[Record]] = {}
     for notebook in profile.notebooks:
         parameters = runner.check_parameters(profile, notebook, root)
-        template = root / "notebooks" / f"{notebook}.ipynb"
-        executed = root / "build" / profile.name / f"{notebook}.ipynb"
-        if runner.stamp_of(executed) == runner.stamp(template, parameters, library):
-            yield Forecast(notebook, valid=True)
-            continue
-        begun = time.perf_counter()
-        plan = planned(template, parameters)
-        loading = time.perf_counter() - begun + import_seconds()
-        if plan is None:
-            yield Forecast(notebook, work=(Work("notebook without a study", 1, 1, loading),))
-        else:
-            yield replace(predict(plan.suite, plan.cells, plan.workers, loading, made), notebook=notebook)
+        stamp = runner.stamp(root / "notebooks" / f"{notebook}.ipynb", parameters, library)
+        if runner.run_of(root / "build" / profile.name / f"{notebook}.ipynb").get("stamp") != stamp:
+            stale[notebook] = _promoted(profile, notebook, root / "book")
+    records = [one for several in stale.values() for one in several]
+    estimate = _Estimate(load_suite(profile.suite), records) if records else None
+    return [
+        Forecast(notebook, valid=notebook not in stale)
+        if estimate is None or not stale.get(notebook)
+        else estimate.forecast(notebook, stale[notebook])
+        for notebook in profile.notebooks
+    ]
 
 
-def planned(template: Path, parameters: Mapping[str, Any]) -> Planned | None:
-    """Return what a notebook would hand to its first `study.run`, or None if it has no study.
-
-    Its code up to there is run, except for cells tagged ``hide-input``, which only show things.
-    """
-
-    def stop(suite: Suite, cells: Sequence[Cell], *, workers: int | None = None, folder: Path | None = None) -> None:
-        raise Planned(suite, cells, workers)
-
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    real, number = study.run, 0
-    study.run = stop  # type: ignore[assignment]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            for number, cell in enumerate(runner.read_notebook(template).cells, 1):  # noqa: B007
-                tags = cell.metadata.get("tags", [])
-                if cell.cell_type == "code" and "hide-input" not in tags:
-                    exec(compile(cell.source, template.name, "exec"), namespace)
-                    if "parameters" in tags:
-                        namespace.update(parameters)
-    except Planned as plan:
-        return plan
-    except KitError:
-        raise
-    except Exception as error:
-        raise KitError(f"{template.name}, cell {number}, fails: {type(error).__name__}: {error}") from error
-    finally:
-        study.run = real
-    return None
+def _promoted(profile: Profile, notebook: str, book: Path) -> list[Record]:
+    """Return the records that the promoted notebook was made from; none if it was made by another profile."""
+    run = runner.run_of(book / "executed" / f"{notebook}.ipynb")
+    names = run.get("records", []) if run.get("profile") == profile.name else []
+    found = [read_record(book / "records" / f"{name}.json", Path(name).name) for name in names]
+    return [record for record in found if isinstance(record, Record)]
 
 
-def predict(
-    suite: Suite, cells: Sequence[Cell], workers: int | None, loading: float, made: set[str] | None = None
-) -> Forecast:
-    """Return what it takes to compute the `cells` that are not recorded yet, and the experts and images they need.
+class _Estimate:
+    """Knows the pace of this machine, and what earlier notebooks of the profile will have made."""
 
-    Args:
-        suite: whose encoder is timed.
-        cells: the grid.
-        workers: processes side by side, as for `study.run`.
-        loading: seconds that a process takes to load the library and the suite.
-        made: names of records, experts and images that will be there by then; what these cells make is added.
-    """
-    made = set() if made is None else made
-    workers = workers or (1 if suite.device.type == "cuda" else cores())
-    threads = torch.get_num_threads()
-    reset_peak_memory(suite.device)
-    before = peak_memory_mib(suite.device)
-    records = cache_dir("records", suite.name)
-    keys = {study.cell_key(suite, cell): cell for cell in cells}
-    missing = {
-        key: one
-        for key, one in keys.items()
-        if key not in made and not isinstance(read_record(records / f"{key}.json", key), Record)
-    }
-    made |= set(missing)
-    work: list[Work] = []
-    seconds: list[float] = []
-    disk = 0.0
-    if missing:
-        with busy_neighbours(min(workers, len(missing)) - 1):
-            try:
-                torch.set_num_threads(1)  # as in a worker
-                work, disk = _making(suite, list(missing.values()), workers, made)
-                bench = Bench(suite)
-                seconds = [bench.cell(cell) for cell in missing.values()]
-            finally:
-                torch.set_num_threads(threads)
-    work.append(Work("records", len(missing), len(keys), side_by_side_seconds(seconds, workers)))
-    # The notebook's own process loads the library, and so does each round of workers.
-    rounds = 1 + sum(min(workers, one.missing) > 1 for one in work)
-    work.insert(0, Work("loading", rounds, rounds, rounds * loading))
-    peak, processes = peak_memory_mib(suite.device), min(workers, len(missing))
-    return Forecast("", False, tuple(work), before + processes * peak if processes > 1 else peak, disk)
+    def __init__(self, suite: Suite, records: Sequence[Record]) -> None:
+        self.suite, self.sizes = suite, suite.sizes
+        self.pace = self._seconds_per_image()
+        # Evaluating is timed in every record, so that the pace of the other machine is in there.
+        paces = [
+            record.seconds["evaluate"]
+            / max(1, len(record.curve))
+            / sum(self.sizes[task][1] for task in record.accuracy)
+            for record in records
+        ]
+        self.slower = self.pace / statistics.median(paces)
+        self.workers = 1 if suite.device.type == "cuda" else cores()
+        self.made: set[Path] = set()
+
+    def _seconds_per_image(self) -> float:
+        """Time the encoder on one small test split, with one thread as in a worker."""
+        task = min(self.sizes, key=lambda name: self.sizes[name][1])
+        merged, threads, images = Merged(self.suite.base), torch.get_num_threads(), 0
+        # Of a processor, its own time: whatever else runs now may have ended when the profile is run.
+        clock = time.perf_counter if self.suite.device.type == "cuda" else time.process_time
+        torch.set_num_threads(1)
+        try:
+            evaluation.accuracies(self.suite, merged, (task,))  # what happens once does not count
+            begun = clock()
+            while clock() - begun < 0.5:
+                evaluation.accuracies(self.suite, merged, (task,))
+                images += self.sizes[task][1]
+            return (clock() - begun) / images
+        finally:
+            torch.set_num_threads(threads)
+
+    def forecast(self, notebook: str, records: Sequence[Record]) -> Forecast:
+        folder = cache_dir("records", self.suite.name)
+        missing = [one for one in records if self._lacks(folder / self._name(one))]
+        work, disk = self._making(missing)
+        seconds = [self.slower * sum(one.seconds.values()) for one in missing]
+        loading = Work("loading", 1, 1, LOADING * self.pace)
+        computing = Work("records", len(missing), len(records), side_by_side_seconds(seconds, self.workers))
+        memory = max((one.peak_memory_mib for one in missing), default=0.0) * min(self.workers, len(missing))
+        return Forecast(notebook, False, (loading, *work, computing), memory, disk)
+
+    def _name(self, record: Record) -> str:
+        """Return what the record's file would be called today."""
+        try:
+            return f"{keys.key_of(self.suite, record.cell)}.json"
+        except KitError:  # there is no such method any more; another one will be asked instead
+            return f"{record.key}-of-before"
+
+    def _lacks(self, start: Path) -> bool:
+        """Say whether no file's name starts so, nor will by then; from now on one will."""
+        known = start in self.made or any(start.parent.glob(f"{start.name}*"))
+        self.made.add(start)
+        return not known
+
+    def _making(self, missing: Sequence[Record]) -> tuple[list[Work], float]:
+        """Return the work of drawing images and fine-tuning experts, and the MiB that both will take on disk."""
+        if not missing or not isinstance(self.suite, miniature.Miniature):
+            return [], 0.0
+        experts, images = (cache_dir(kind, self.suite.name) for kind in ("experts", "images"))
+        pool = dict.fromkeys((one.cell.expert_seed, task) for one in missing for task in one.cell.pool)
+        raw = [(seed, task) for seed, task in pool if self._lacks(experts / f"{task}-{self._expert(seed, task)}")]
+        wanted = dict.fromkeys((task, "test") for one in missing for task in (*one.cell.pool, *one.cell.evaluate))
+        wanted |= dict.fromkeys((task, "train") for _, task in raw)
+        counts = [
+            self.sizes[task][which == "test"] for task, which in wanted if self._lacks(images / f"{task}-{which}-")
+        ]
+        recipe = self.suite.recipe
+        each = FINE_TUNING * recipe.steps * recipe.batch_size * self.pace
+        drawing = DRAWING * sum(counts) * self.pace / self.workers
+        work = [
+            Work("images", len(counts), len(wanted), drawing),
+            Work("experts", len(raw), len(pool), side_by_side_seconds([each] * len(raw), self.workers)),
+        ]
+        size = len(raw) * sum(tensor.nbytes for tensor in self.suite.base.values()) + sum(counts) * 3 * SIDE**2
+        return work, size / 2**20
+
+    def _expert(self, seed: int, task: str) -> str:
+        return self.suite.with_expert_seed(seed).fingerprint((task,), ())["experts"][task]
 
 
 def side_by_side_seconds(seconds: Sequence[float], workers: int) -> float:
@@ -176,56 +177,3 @@ def side_by_side_seconds(seconds: Sequence[float], workers: int) -> float:
     for one in sorted(seconds, reverse=True):
         busy[busy.index(min(busy))] += one
     return max(busy)
-
-
-def _making(suite: Suite, cells: Sequence[Cell], workers: int, made: set[str]) -> tuple[list[Work], float]:
-    """Return the work of making images and experts that are not cached, and the MiB that they will take on disk."""
-    pool = dict.fromkeys((cell.expert_seed, task) for cell in cells for task in cell.pool)
-    shown = dict.fromkeys(task for cell in cells for task in (*cell.pool, *cell.evaluate))
-    seeds = {seed for seed, _ in pool}
-    experts_of = {seed: suite.with_expert_seed(seed).fingerprint(tuple(shown), ())["experts"] for seed in seeds}
-    tests = suite.fingerprint((), tuple(shown))["data"]
-    experts, images = (
-        [path.name for path in cache_dir(kind, suite.name).iterdir() if not path.name.startswith(".")]
-        for kind in ("experts", "images")
-    )
-    experts, images = [*experts, *made], [*images, *made]
-    raw = [(seed, task) for seed, task in pool if not any(experts_of[seed][task] in name for name in experts)]
-    learnt = dict.fromkeys(task for _, task in raw)
-    splits = [(task, "test") for task in shown if not any(tests[task] in name for name in images)]
-    splits += [(task, "train") for task in learnt if not any(name.startswith(f"{task}-train-") for name in images)]
-    made |= {experts_of[seed][task] for seed, task in raw} | {tests[task] for task in shown}
-    made |= {f"{task}-train-" for task in learnt}
-    counts = {(task, which): suite.sizes[task][which == "test"] for task, which in splits}
-
-    drawing = training = 0.0
-    if isinstance(suite, miniature.Miniature):
-        rates = {task: _drawing(TASKS[task]) for task, _ in counts}
-        drawing = sum(count * rates[task] for (task, _), count in counts.items())
-        recipe = miniature.RECIPE
-        per_step = _fine_tuning_step(suite) if raw else 0.0
-        steps = [recipe.steps for _ in raw]
-        training = side_by_side_seconds([count * per_step for count in steps], workers)
-    size = sum(tensor.nbytes for tensor in suite.base.values()) * len(raw)
-    size += sum(counts.values()) * math.prod(image_shape(suite))
-    work = [
-        Work("images", len(splits), len(shown) + len(learnt), drawing / min(workers, max(1, len(shown)))),
-        Work("experts", len(raw), len(pool), training),
-    ]
-    return work, size / 2**20
-
-
-def _drawing(task: DrawnTask) -> float:
-    """Return the seconds that drawing one picture of `task` takes."""
-    return seconds_each(lambda count: draw(task, "test", 100 * count), 0.1) / 100
-
-
-def _fine_tuning_step(suite: Suite) -> float:
-    recipe, head = miniature.RECIPE, next(iter(suite.heads.values()))
-
-    def steps(count: int) -> None:
-        images = noise_images(suite, count * recipe.batch_size).numpy()
-        split = Split(images, np.zeros(len(images), dtype=np.int64))
-        fine_tune(suite.encode, suite.base, head, split, replace(recipe, steps=count))
-
-    return seconds_each(steps)

@@ -90,28 +90,37 @@ def show(profile: str | None = None, console: Console | None = None) -> None:
     if wanted is None:
         console.print("With a profile's name, doctor also says what it will take: mergekit-lite doctor miniature")
         return
-    from mergekit_lite.pipeline.doctor.forecast import forecast  # loads open_clip, which takes seconds
+    from mergekit_lite.pipeline.doctor.forecast import predict  # loads open_clip, which takes seconds
 
-    with console.status("Timing a few seconds of the work ..."):
-        forecasts = list(forecast(wanted, root))
+    with console.status("Timing the encoder ..."):
+        forecasts = predict(wanted, root)
+    unknown = [one.notebook for one in forecasts if not one.valid and not one.work]
     table = Table("notebook", "work", "to do", "time", title=f"Profile {profile}, predicted", title_justify="left")
     for column in table.columns[2:]:
         column.justify = "right"
     for one in forecasts:
-        if one.valid:
-            table.add_row(one.notebook, "still valid: nothing to do", "", "")
+        if not one.work:
+            table.add_row(one.notebook, "still valid: nothing to do" if one.valid else "not known", "", "")
         for work in one.work:
             todo = f"{work.missing} of {work.total}" if work.what != "loading" else ""
             table.add_row(one.notebook, work.what, todo, seconds_text(work.seconds) if work.missing else "")
     console.print(table)
-    if all(one.valid for one in forecasts):
-        return
-    total, memory = sum(one.seconds for one in forecasts), max(one.memory_mib for one in forecasts)
-    disk = sum(one.disk_mib for one in forecasts)
-    console.print(
-        f"In all about {seconds_text(total)}, {memory / 1024:.1f} GiB of memory, {disk:.0f} MiB more on disk. "
-        "Within a factor of two if nothing else runs on this machine."
-    )
+    if unknown:
+        console.print(
+            f"There are no records of this profile in the book to judge by for: {', '.join(unknown)}."
+            + (
+                f" What the profile says of itself, when nothing is there yet:\n{wanted.budget}"
+                if wanted.budget
+                else ""
+            )
+        )
+    if any(one.work for one in forecasts):
+        total, memory = sum(one.seconds for one in forecasts), max(one.memory_mib for one in forecasts)
+        disk = sum(one.disk_mib for one in forecasts)
+        console.print(
+            f"In all about {seconds_text(total)}, {memory / 1024:.1f} GiB of memory, {disk:.0f} MiB more on disk. "
+            "Within a factor of two if nothing else runs on this machine."
+        )
 
 
 def seconds_text(seconds: float) -> str:

@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 Key = Literal["b32", "b16", "l14"]
+EXPERT = "model.safetensors"  # transformers' name of the file in every expert's repository
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,6 @@ class ClipModel:
         key: of this model in `reference/tasks.json`.
         architecture: open_clip's name. OpenAI trained with QuickGELU; plain GELU changes every accuracy in silence.
         pretrained: open_clip's tag of the weights.
-        transformers: repository of the same weights in transformers' format, from which the experts were fine-tuned.
     """
 
     name: str
@@ -28,21 +28,14 @@ class ClipModel:
     key: Key
     architecture: str
     pretrained: str
-    transformers: str
 
 
 MODELS: dict[str, ClipModel] = {
     model.name: model
     for model in (
-        ClipModel(
-            "clip-vit-b-32", "CLIP ViT-B/32", "b32", "ViT-B-32-quickgelu", "openai", "openai/clip-vit-base-patch32"
-        ),
-        ClipModel(
-            "clip-vit-b-16", "CLIP ViT-B/16", "b16", "ViT-B-16-quickgelu", "openai", "openai/clip-vit-base-patch16"
-        ),
-        ClipModel(
-            "clip-vit-l-14", "CLIP ViT-L/14", "l14", "ViT-L-14-quickgelu", "openai", "openai/clip-vit-large-patch14"
-        ),
+        ClipModel("clip-vit-b-32", "CLIP ViT-B/32", "b32", "ViT-B-32-quickgelu", "openai"),
+        ClipModel("clip-vit-b-16", "CLIP ViT-B/16", "b16", "ViT-B-16-quickgelu", "openai"),
+        ClipModel("clip-vit-l-14", "CLIP ViT-L/14", "l14", "ViT-L-14-quickgelu", "openai"),
     )
 }
 """Name of the suite -> model."""
@@ -99,3 +92,20 @@ def hub_tasks() -> Mapping[str, HubTask]:
         )
         for one in stored
     }
+
+
+def base_file(model: ClipModel) -> tuple[str, str]:
+    """Return repository and name of the file with the weights of `model` before any fine-tuning, in open_clip's format.
+
+    Where open_clip itself would get them from; the URL in the same table is only its second choice.
+    """
+    import open_clip  # takes seconds, which who only reads these tables need not wait for
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME
+
+    listed: str = open_clip.get_pretrained_cfg(model.architecture, model.pretrained)["hf_hub"]
+    return listed.rstrip("/"), HF_SAFE_WEIGHTS_NAME
+
+
+def expert_file(model: ClipModel, task: HubTask) -> tuple[str, str]:
+    """Return repository and name of the file with the expert of `task`, in transformers' format."""
+    return task.experts[model.key], EXPERT

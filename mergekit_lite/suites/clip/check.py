@@ -8,15 +8,15 @@ cache under a hash of the expert, the base, the head and the images.
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergekit_lite.cache import cache_dir, code_hash, content_hash, locked, written_whole
+from mergekit_lite.cache import cache_dir, content_hash, locked, written_whole
 from mergekit_lite.errors import KitError
-from mergekit_lite.study import evaluation
+from mergekit_lite.fingerprints import code_of
+from mergekit_lite.suites import scoring
 
 if TYPE_CHECKING:
-    from mergekit_lite.suites.clip import ClipSuite
+    from mergekit_lite.suites.clip.clip_suite import ClipSuite
 
 VARIABLE = "MERGEKIT_LITE_SKIP_EXPERT_CHECK"
 """Set to 1, experts are merged unchecked. A variable and not a parameter: it reaches a study that was started by a
@@ -65,14 +65,13 @@ def _published(suite: "ClipSuite", task: str) -> float:
 
 
 def _measured(suite: "ClipSuite", task: str) -> float:
-    code = code_hash(Path(evaluation.__file__))
-    key = content_hash([suite.fingerprint([task], [task]), code])
+    key = content_hash([suite.fingerprint([task], [task]), code_of(scoring.accuracy, *suite.computing)])
     path = cache_dir("checks", suite.name) / f"{task}-{key}.json"
     with locked(path):
         if path.exists():
             known: float = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
             return known
-        measured = evaluation.accuracy(suite, suite.experts[task], task)
+        measured = scoring.accuracy(suite, suite.experts[task], task)
         facts = {"task": task, "accuracy": measured, "sources": suite.sources([task])}
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")

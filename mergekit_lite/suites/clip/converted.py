@@ -3,17 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from mergekit_lite.cache import cache_dir, code_hash, content_hash
+from mergekit_lite.cache import cache_dir
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites import check_name
-from mergekit_lite.suites.clip import ClipSuite
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, hub_tasks
+from mergekit_lite.suites.clip.clip_suite import ClipSuite
 from mergekit_lite.suites.suite import Suite
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import check_same
@@ -46,7 +44,7 @@ class ConvertedSuite(ClipSuite):
     def __init__(self, model: ClipModel, family: str, device: torch.device) -> None:
         """Build the model with the base weights of `model`; the experts are looked up at first use."""
         super().__init__(model, device)
-        self.family, self._known = family, dict[str, dict[str, str]]()
+        self.family = family
         self.name, self.title = f"{model.name}@{family}", f"{model.title} ({family})"
         self.base = {name: value.detach() for name, value in self._model.visual.named_parameters()}
 
@@ -61,8 +59,7 @@ class ConvertedSuite(ClipSuite):
         Raises:
             KitError: it was not converted yet, is of another family than its place says, or of another model.
         """
-        self._facts(task)
-        expert = LazyWeights(self._path(task), self.device)
+        expert = self._opened(task)
         check_same(self.base, expert, name=f"the {self.family} expert of '{task}'")
         return expert
 
@@ -76,40 +73,29 @@ class ConvertedSuite(ClipSuite):
         for task in tasks:
             self._split(task, "test", workers=workers)
 
-    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
-        """Return the hashes of `ClipSuite.fingerprint`, those of the experts from the converted files."""
-        known = super().fingerprint((), tuple(dict.fromkeys([*pool, *evaluate])), learnt)
-        return {
-            **known,
-            "code": content_hash([known["code"], code_hash(Path(__file__))]),
-            "experts": {task: self._facts(task)["weights"] for task in pool},
-        }
+    def expert_hash(self, task: str) -> str:
+        """Return the hash of the converted weights of the expert of `task`."""
+        return self._opened(task).metadata["weights"]
 
     def sources(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return where the base comes from, and of the experts their family, the pickle's name and its SHA-256."""
-        facts = {task: self._facts(task) for task in tasks}
+        facts = {task: self._opened(task).metadata for task in tasks}
         told = {task: f"{one['family']}: {one['source']}, sha256 {one['source_sha256']}" for task, one in facts.items()}
         return super().sources(()) | told
 
-    def _path(self, task: str) -> Path:
-        return place(self.model.name, self.family, task)
-
-    def _facts(self, task: str) -> dict[str, str]:
-        """Return what `legacy.convert` wrote about a checkpoint beside its tensors."""
-        path = self._path(task)
+    def _opened(self, task: str) -> LazyWeights:
+        """Return the file of an expert; its metadata are what `pickled.convert` wrote about the checkpoint."""
+        path = place(self.model.name, self.family, task)
         if not path.exists():
             raise KitError(
                 f"There is no {self.family} expert of '{task}' for {self.model.title}. Convert its checkpoint: "
                 f"mergekit-lite convert FILE.pt --suite {self.model.name} --task {task} --family {self.family}"
             )
-        if task not in self._known:
-            LazyWeights(path)  # says it in words if the file is damaged
-            with safe_open(path, framework="pt") as file:
-                self._known[task] = file.metadata() or {}
-        facts = self._known[task]
-        if facts.get("family") != self.family:
+        expert = LazyWeights(path, self.device)
+        family = expert.metadata.get("family", "unknown")
+        if family != self.family:
             raise KitError(
-                f"{path} says that it is of the family {facts.get('family', 'unknown')}, not {self.family}. "
+                f"{path} says that it is of the family {family}, not {self.family}. "
                 f"Convert the checkpoint again with --family {self.family}."
             )
-        return facts
+        return expert

@@ -1,7 +1,7 @@
 """Decode once: the real images as uint8 in memory-mapped files, cut and scaled as open_clip does it.
 
 Worker processes decode chunks side by side. A ledger notes the hash of each finished chunk, so that an interrupted run
-goes on where it stopped and damage is found, and mended, chunk by chunk. Normalisation is left to the device.
+resumes where it stopped and damage is found, and mended, chunk by chunk. Normalisation is left to the device.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,13 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from mergekit_lite.cache import cache_dir, content_hash, file_hash, locked, written_whole
+from mergekit_lite.cache import cache_dir, content_hash, file_digest, locked, written_whole
 from mergekit_lite.errors import KitError
+from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub_data import check_room, labelled
 from mergekit_lite.suites.clip.labels import label_numbers
-from mergekit_lite.suites.clip.pixels import Work, decode_rows, handed_over, preprocessing
+from mergekit_lite.suites.clip.pixels import Preprocessing, Work, decode_rows, handed_over, preprocessing
 from mergekit_lite.suites.clip.sources import known_source, located
 from mergekit_lite.suites.suite import Split, Task, Which, checked_split
 from mergekit_lite.workers import side_by_side
@@ -33,8 +34,8 @@ if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets
 
 TRAIN_IMAGES = 5000
-"""Training images that are kept a task, drawn without replacement with a fixed seed. Calibration takes some hundreds to
-a few thousand; all of them, near a million, would need some 140 GB. The test images are always complete."""
+"""Training images that are kept per task, drawn without replacement with a fixed seed. Calibration takes some hundreds
+to a few thousand; all of them, near a million, would need some 140 GB. The test images are always complete."""
 
 TRAIN_VARIABLE = "MERGEKIT_LITE_TRAIN_IMAGES"
 """Environment variable with another number of training images; 0 keeps all, for fine-tuning as the papers did."""
@@ -48,7 +49,6 @@ TRAIN_SIZES = {
 """Training images by the data sets' papers, to predict sizes until the split was decoded or its card says how many."""
 
 CHUNK = 512  # images: 77 MB at 224 pixels, some seconds of one core
-VERSION = 1  # of the pixels: raise it when the code below gives others
 QUIET = 5.0  # seconds between two lines of progress
 
 
@@ -79,33 +79,30 @@ class Decoded:
         return content_hash([self.chunks, self.labels])
 
 
-def decoded_split(task: HubTask, which: Which, side: int, *, workers: int = 1, revision: str | None = None) -> Split:
+def decoded_split(task: HubTask, which: Which, side: int, *, workers: int = 1) -> Split:
     """Return images (N, 3, side, side) uint8, memory-mapped, and labels (N,) of a split; decoded at first use.
 
-    Test images keep the data set's order; the training images are the first TRAIN_IMAGES of a fixed
-    shuffle.
+    Test images keep the data set's order; the training images are the first TRAIN_IMAGES of a fixed shuffle.
 
     Args:
         task: of the benchmark.
         which: "train" or "test".
         side: height and width in pixels.
         workers: processes that decode.
-        revision: branch, tag or commit of the data set; by default `main` as it was when it was first asked for here.
 
     Raises:
         KitError: no room, no connection, data that do not fit the class names, or an image that cannot be decoded.
     """
-    images = _images_path(task, which, side, revision)
+    images = _images_path(task, which, side)
     with locked(images):
         if not _intact(images, deep=False):
-            _decode(task, which, side, revision, images, workers)
+            _decode(task, which, side, images, workers)
     pixels, labels = np.load(images, mmap_mode="r"), np.load(_labels_path(images))
-    return checked_split(
-        Task(task.name, task.title, task.dataset, task.classnames, task.templates), side, pixels, labels
-    )
+    entry = Task(task.name, task.title, task.dataset, task.classnames, task.templates)
+    return checked_split(entry, side, pixels, labels)
 
 
-def fingerprint(task: HubTask, which: Which, side: int, *, revision: str | None = None) -> str:
+def fingerprint(task: HubTask, which: Which, side: int) -> str:
     """Return a hash of all that the images depend on: the files by the hashes that the hub lists, and what is done.
 
     If they are not known yet the hub is asked for them, but no image is downloaded. The commit is left out, since a new
@@ -114,56 +111,61 @@ def fingerprint(task: HubTask, which: Which, side: int, *, revision: str | None 
     Raises:
         KitError: the hashes are not known and the hub cannot be asked.
     """
-    source = located(task, which, revision=revision)
+    source = located(task, which)
     drawn = [train_images(), "RandomState(0)"] if which == "train" else None
     columns = [task.image_column, task.label_column]
     files = [file.digest for file in source.files]
-    return content_hash([source.dataset, task.config, source.split, files, columns, side, drawn, VERSION])
+    return content_hash([source.dataset, task.config, source.split, files, columns, side, drawn, _pixels_hash()])
 
 
-def decoded(task: HubTask, which: Which, side: int, *, revision: str | None = None) -> Decoded | None:
+@cache
+def _pixels_hash() -> str:
+    return code_of(preprocessing, Preprocessing)
+
+
+def known(task: HubTask, which: Which, side: int) -> Decoded | None:
     """Return what is known of a split's cache if it is complete, else None. Asks nobody and reads no image."""
-    if known_source(task, which, revision=revision) is None:
+    if known_source(task, which) is None:
         return None
-    images = _images_path(task, which, side, revision)
+    images = _images_path(task, which, side)
     return _facts(images) if images.exists() else None
 
 
-def verified(task: HubTask, which: Which, side: int, *, revision: str | None = None) -> bool:
+def verified(task: HubTask, which: Which, side: int) -> bool:
     """Return whether a split's cache is complete and every byte of it is what was decoded: reads all of it."""
-    if decoded(task, which, side, revision=revision) is None:
+    if known(task, which, side) is None:
         return False
-    images = _images_path(task, which, side, revision)
+    images = _images_path(task, which, side)
     with locked(images):
         return _intact(images, deep=True)
 
 
 def sizes(task: HubTask) -> tuple[int, int]:
     """Return how many training images are kept and how many test images there are."""
-    known = known_source(task, "train")
-    train = known.rows if known and known.rows else TRAIN_SIZES[task.name]
+    source = known_source(task, "train")
+    train = source.rows if source and source.rows else TRAIN_SIZES[task.name]
     return min(train, train_images() or train), task.test_images
 
 
 def train_images() -> int:
-    """Return how many training images are kept a task; 0 is all.
+    """Return how many training images are kept per task; 0 is all.
 
     Raises:
         KitError: the environment variable is no such number.
     """
     chosen = os.environ.get(TRAIN_VARIABLE, str(TRAIN_IMAGES))
     if not chosen.isdigit():
-        raise KitError(f"{TRAIN_VARIABLE} is '{chosen}'. Set it to a number of images a task, or to 0 for all.")
+        raise KitError(f"{TRAIN_VARIABLE} is '{chosen}'. Set it to a number of images per task, or to 0 for all.")
     return int(chosen)
 
 
 def predicted_bytes(task: HubTask, which: Which, side: int) -> int:
-    """Return the size of a split's cache: three bytes a pixel and eight a label."""
+    """Return the size of a split's cache: three bytes per pixel and eight per label."""
     return sizes(task)[which == "test"] * (3 * side * side + 8)
 
 
-def _images_path(task: HubTask, which: Which, side: int, revision: str | None) -> Path:
-    name = f"{task.name}-{which}-{side}-{fingerprint(task, which, side, revision=revision)}"
+def _images_path(task: HubTask, which: Which, side: int) -> Path:
+    name = f"{task.name}-{which}-{side}-{fingerprint(task, which, side)}"
     return cache_dir("images", "clip") / f"{name}.images.npy"
 
 
@@ -201,7 +203,7 @@ def _intact(images: Path, *, deep: bool) -> bool:
     if right and (deep or touched):
         right = _chunk_hashes(images, range(len(facts.chunks))) == facts.chunks
     labels = _labels_path(images)
-    if right and labels.exists() and file_hash(labels) == facts.labels:
+    if right and labels.exists() and file_digest(labels) == facts.labels:
         if touched:
             _write_facts(images, Decoded(**{**asdict(facts), "changed": images.stat().st_mtime_ns}))
         return True
@@ -230,12 +232,12 @@ def _write_facts(images: Path, facts: Decoded) -> None:
         temporary.write_text(json.dumps(asdict(facts), indent=1), encoding="utf-8")
 
 
-def _decode(task: HubTask, which: Which, side: int, revision: str | None, images: Path, workers: int) -> None:
+def _decode(task: HubTask, which: Which, side: int, images: Path, workers: int) -> None:
     part = _part_path(images)
     begun = part.stat().st_size if part.exists() else 0
     check_room(images.parent, predicted_bytes(task, which, side) - begun, f"the images of '{task.name}', {which}")
     arrow = cache_dir("arrow", "clip", images.name.removesuffix(".images.npy"))
-    dataset = labelled(task, which, revision=revision, folder=arrow)
+    dataset = labelled(task, which, folder=arrow)
     order = np.arange(len(dataset))
     if which == "train":  # numpy promises the same numbers from RandomState for ever, not from its newer generators
         order = np.random.RandomState(0).permutation(len(dataset))[: train_images() or None]
@@ -244,7 +246,7 @@ def _decode(task: HubTask, which: Which, side: int, revision: str | None, images
     hashes = _fill(task, which, side, dataset, order, images, workers)
     with written_whole(_labels_path(images)) as temporary, temporary.open("wb") as stream:
         np.save(stream, label_numbers(dataset, task)[order])
-    source = located(task, which, revision=revision)
+    source = located(task, which)
     facts = Decoded(
         dataset=source.dataset,
         split=source.split,
@@ -252,7 +254,7 @@ def _decode(task: HubTask, which: Which, side: int, revision: str | None, images
         rows=len(order),
         side=side,
         chunks=hashes,
-        labels=file_hash(_labels_path(images)),
+        labels=file_digest(_labels_path(images)),
         changed=part.stat().st_mtime_ns,
     )
     _write_facts(images, facts)
@@ -278,9 +280,8 @@ def _fill(
         ledger.unlink(missing_ok=True)
         open_memmap(part, mode="w+", dtype=np.uint8, shape=shape).flush()
     lines = [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
-    known = {int(line[0]): line[1] for line in lines if len(line) == 2}
-    there = [n for n, digest in sorted(known.items()) if _chunk_hashes(part, [n]) == [digest]]
-    hashes = {n: known[n] for n in there}
+    noted = {int(line[0]): line[1] for line in lines if len(line) == 2}
+    hashes = {n: digest for n, digest in sorted(noted.items()) if _chunk_hashes(part, [n]) == [digest]}
     spans = {n: (n * CHUNK, min((n + 1) * CHUNK, len(order))) for n in range(-(-len(order) // CHUNK))}
     missing = {span: n for n, span in spans.items() if n not in hashes}
     begun = said = time.monotonic()

@@ -1,30 +1,26 @@
 """Bring a suite's weights and images ahead of time, for machines that will be offline, and say what is there.
 
-What is there is read in full and compared with its hashes; what is missing or damaged is fetched; what was begun is
-gone on with. Afterwards everything runs with HF_HUB_OFFLINE=1.
+What is there is read in full and compared with its hashes; what is missing or damaged is fetched; what was begun
+resumes. Afterwards everything runs with HF_HUB_OFFLINE=1.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import huggingface_hub
+import open_clip
 from rich.console import Console
 from rich.table import Table
 
-from mergekit_lite.cache import VARIABLE, cache_dir
-from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, HubTask, hub_tasks
-
-if TYPE_CHECKING:
-    from mergekit_lite.suites.suite import Which
-
-SETS = {"eight": 8, "fourteen": 14, "twenty": 20}
-"""Named task sets, as in `suites.suite`, which loads torch: too slow for a wrong name on the command line."""
+from mergekit_lite.cache import VARIABLE, cache_dir, file_digest
+from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.suites.clip import decoded, hub, hub_data, sources
+from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, HubTask, base_file, expert_file, hub_tasks
+from mergekit_lite.suites.suite import Which, chosen_tasks
 
 GB = 1e9
 State = Literal["missing", "there", "failed"]
@@ -56,7 +52,7 @@ class Item:
     problem: str = ""
 
 
-def fetch(
+def fetch_suite(
     suite: str,
     tasks: str = "twenty",
     *,
@@ -81,7 +77,8 @@ def fetch(
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, 140)  # a log is not read in 80 columns
-    model, chosen = _model(suite), _tasks(tasks)
+    model = _model(suite)
+    chosen = list(dict.fromkeys(chosen_tasks(tasks, tuple(hub_tasks()), "The benchmark")))
     items = list(_items(model, chosen, train, workers))
     download, decoded = sum(item.download for item in items), sum(item.decoded for item in items)
     console.print(
@@ -132,33 +129,12 @@ def table(items: Sequence[Item]) -> Table:
 
 def _model(suite: str) -> ClipModel:
     if suite not in MODELS:
-        close = get_close_matches(suite, MODELS, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
         why = "The miniature needs nothing from the hub." if suite == "miniature" else f"There is no suite '{suite}'."
-        raise KitError(f"{why}{hint} Suites that are fetched: {', '.join(MODELS)}.")
+        raise KitError(f"{why}{suggestion(suite, MODELS)} Suites that are fetched: {', '.join(MODELS)}.")
     return MODELS[suite]
 
 
-def _tasks(which: str) -> list[str]:
-    names = list(hub_tasks())
-    if which in SETS:
-        return names[: SETS[which]]
-    chosen = [name.strip() for name in which.split(",") if name.strip()]
-    for name in chosen:
-        if name not in names:
-            close = get_close_matches(name, [*SETS, *names], n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise KitError(f"There is no task '{name}'.{hint} Tasks: {', '.join([*SETS, *names])}.")
-    if not chosen:
-        raise KitError(f"No task is named. Tasks: {', '.join([*SETS, *names])}.")
-    return list(dict.fromkeys(chosen))
-
-
 def _items(model: ClipModel, tasks: Sequence[str], train: bool, workers: int) -> Iterator[Item]:
-    import open_clip
-
-    from mergekit_lite.suites.clip import base_file, expert_file
-
     side = int((open_clip.get_model_config(model.architecture) or {})["vision_cfg"]["image_size"])
     files = {"base": base_file(model), **{task: expert_file(model, hub_tasks()[task]) for task in tasks}}
     for what, (repository, filename) in files.items():
@@ -179,10 +155,6 @@ def _looked_up(what: str, where: str, look: Callable[[], Item]) -> Item:
 
 
 def _weights(what: str, repository: str, filename: str) -> Item:
-    import huggingface_hub
-
-    from mergekit_lite.suites.clip import hub
-
     found = huggingface_hub.try_to_load_from_cache(repository, filename)
     source = hub.source(repository, filename)
     if isinstance(found, str):
@@ -196,7 +168,7 @@ def _weights(what: str, repository: str, filename: str) -> Item:
 
     def bring() -> tuple[str, int]:
         path = hub.downloaded(repository, filename)
-        if isinstance(found, str) and _sha256(path) != source.sha256:  # downloaded compares what it fetches itself
+        if isinstance(found, str) and file_digest(path) != source.sha256:  # downloaded compares what it fetches itself
             blob = path.resolve()
             path.unlink()
             blob.unlink(missing_ok=True)
@@ -207,17 +179,9 @@ def _weights(what: str, repository: str, filename: str) -> Item:
     return Item(what, repository, source.commit, download, 0, size, bring, state, "" if download else source.sha256)
 
 
-def _sha256(path: Path) -> str:
-    from mergekit_lite.suites.clip.hub_data import file_digest
-
-    return file_digest(path, 64)
-
-
-def _images(what: str, task: HubTask, which: "Which", side: int, workers: int) -> Item:
-    from mergekit_lite.suites.clip import decoded, hub_data, sources
-
+def _images(what: str, task: HubTask, which: Which, side: int, workers: int) -> Item:
     source = sources.located(task, which)
-    known = decoded.decoded(task, which, side)
+    known = decoded.known(task, which, side)
     size = known.rows * (3 * side * side + 8) if known else decoded.predicted_bytes(task, which, side)
     download = sum(file.bytes for file in source.files if not hub_data.is_downloaded(source, file))
 
@@ -225,7 +189,7 @@ def _images(what: str, task: HubTask, which: "Which", side: int, workers: int) -
         if known is not None:
             decoded.verified(task, which, side)  # what is damaged is decoded again by the next line
         split = decoded.decoded_split(task, which, side, workers=workers)
-        now = decoded.decoded(task, which, side)
+        now = decoded.known(task, which, side)
         return now.content if now else "", split.images.nbytes + split.labels.nbytes
 
     return Item(
@@ -242,8 +206,6 @@ def _images(what: str, task: HubTask, which: "Which", side: int, workers: int) -
 
 
 def _check_room(items: Sequence[Item]) -> None:
-    from mergekit_lite.suites.clip import hub_data
-
     downloads, images = hub_data.hub_cache(), cache_dir("images", "clip")
     # While a split is decoded the library's copy of its files is there too, one split at a time.
     copy = max((item.download for item in items if item.decoded), default=0)

@@ -1,4 +1,4 @@
-"""An expert of one's own: the image encoder fine-tuned on one task by FusionBench's recipe, and resumed."""
+"""An expert of one's own: the image encoder fine-tuned on one task by FusionBench's recipe, and how a run resumes."""
 
 import json
 import math
@@ -6,31 +6,29 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mergekit_lite.cache import content_hash, written_whole
 from mergekit_lite.errors import KitError
-from mergekit_lite.study import evaluation
 from mergekit_lite.suites.clip.benchmark import MODELS
+from mergekit_lite.suites.clip.transformers_format import to_transformers
+from mergekit_lite.suites.scoring import accuracy
+from mergekit_lite.suites.suite import Suite
 from mergekit_lite.weight_files import LazyWeights, read, write
 from mergekit_lite.weights import Weights
-
-if TYPE_CHECKING:
-    from mergekit_lite.suites.suite import Suite
 
 RESULT, CHECKPOINT = "encoder.safetensors", "checkpoint.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps per tensor, by torch's names
 
 
-def finetune(
-    suite: "Suite",
+def make_expert(
+    suite: Suite,
     task: str,
     *,
     output: Path,
@@ -48,7 +46,7 @@ def finetune(
 
     The folder `output` gets ``encoder.safetensors`` with open_clip's names and, for CLIP, a folder ``transformers`` for
     `CLIPVisionModel.from_pretrained`. Every `checkpoint_every` steps all that the run consists of is stored there too:
-    the same call goes on from it, and on a CPU ends with the very numbers of a run that was never interrupted.
+    the same call resumes from it, and on a CPU ends with the very numbers of a run that was never interrupted.
 
     Raises:
         KitError: there is no such task, a number is out of range, or `output` holds another run.
@@ -92,7 +90,7 @@ def finetune(
         if done % checkpoint_every == 0 or done == steps:
             print(
                 f"step {done}/{steps}: loss {torch.stack(losses).mean():.4f}, "
-                f"{100 * torch.stack(right).mean():.1f} % of the training images right, "
+                f"{100 * torch.stack(right).mean():.1f} % of the training images classified correctly, "
                 f"{time.perf_counter() - clock:.0f} s",
                 flush=True,
             )
@@ -102,12 +100,11 @@ def finetune(
             _store(checkpoint, run, done, weights, optimiser)
 
     tuned = {name: tensor.detach() for name, tensor in weights.items()}
-    print(f"{evaluation.accuracy(suite, tuned, task):.2f} % of the test images of {task} right", flush=True)
+    print(f"{accuracy(suite, tuned, task):.2f} % of the test images of {task} are classified correctly", flush=True)
     if suite.name in MODELS:
         _write_for_transformers(Path(output) / "transformers", tuned, head.shape[1])
-    write(
-        result, tuned, {"suite": suite.name, "task": task, "recipe": json.dumps(recipe), "run": run}
-    )  # last: complete
+    facts = {"suite": suite.name, "task": task, "recipe": json.dumps(recipe), "run": run}
+    write(result, tuned, facts)  # last: it says that all is there
     checkpoint.unlink(missing_ok=True)
     return result
 
@@ -145,14 +142,12 @@ def _resume(path: Path, run: str, weights: Mapping[str, Tensor], optimiser: torc
             state[place] = {moment: stored[f"{moment} {name}"] for moment in MOMENTS}
             state[place]["step"] = torch.tensor(float(step))
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    print(f"Going on after step {step}, from {path}.", flush=True)
+    print(f"Resuming after step {step}, from {path}.", flush=True)
     return step
 
 
 def _check_run(path: Path, run: str) -> Mapping[str, str]:
-    LazyWeights(path)  # says it in words if the file is damaged
-    with safe_open(path, framework="pt") as file:
-        metadata: Mapping[str, str] = file.metadata() or {}
+    metadata = LazyWeights(path).metadata
     if metadata.get("run") != run:
         raise KitError(
             f"{path} is of a run with another suite, task, recipe or seed. Delete it, or choose another output folder."
@@ -161,8 +156,6 @@ def _check_run(path: Path, run: str) -> Mapping[str, str]:
 
 
 def _write_for_transformers(folder: Path, weights: Weights, projection: int) -> None:
-    from mergekit_lite.suites.clip.transformers_format import to_transformers
-
     write(folder / "model.safetensors", to_transformers(weights), {"format": "pt"})  # transformers asks for this entry
     with written_whole(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(transformers_config(weights, projection), indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """Files of the Hugging Face hub: fetched once, checked, known by their hash, and errors in words one can act on."""
 
 import errno
-import hashlib
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+from mergekit_lite.cache import cache_dir, file_digest
 from mergekit_lite.errors import KitError
 
 Answer = TypeVar("Answer")
@@ -30,7 +30,7 @@ _NETWORK = ("httpx", "httpcore", "requests", "urllib3", "aiohttp", "ssl", "socke
 
 @dataclass(frozen=True)
 class Source:
-    """Which bytes a file of the hub is: `sha256` are all 64 digits, `commit` is what its revision stood for."""
+    """Which bytes a file of the hub is: `sha256` are all 64 digits, `commit` is what the branch `main` stood for."""
 
     repo: str
     filename: str
@@ -41,28 +41,23 @@ class Source:
         return f"{self.repo}@{self.commit}/{self.filename}"
 
 
-def downloaded(repo: str, filename: str, revision: str = "main") -> Path:
+def downloaded(repo: str, filename: str) -> Path:
     """Return the file `filename` of the model `repo`, fetched into the hub's own cache unless it is there.
 
-    What is there is taken without asking the hub whether the branch has moved on, so that results stay what they are
-    and no network is needed. What is fetched is compared with the SHA-256 that the hub lists.
-
-    Args:
-        repo: owner and name.
-        filename: path in the repository.
-        revision: branch, tag or commit; what a branch stood for when it was fetched is kept, see `source`.
+    What is there is taken without asking the hub whether the repository has moved on, so that results stay what they
+    are and no network is needed. What is fetched is compared with the SHA-256 that the hub lists.
 
     Raises:
         KitError: it cannot be fetched, or arrived damaged (it is deleted then).
     """
-    found = _cached(repo, filename, revision)
+    found = _cached(repo, filename)
     if found is not None:
         return found
-    what = f"{repo}/{filename} (revision {revision})"
+    what = f"{repo}/{filename}"
     print(f"Fetching {repo}/{filename}.", flush=True)
     try:
-        with _bars_in_a_terminal_only():
-            path = Path(retried(lambda: huggingface_hub.hf_hub_download(repo, filename, revision=revision)))
+        with bars_in_a_terminal_only():
+            path = Path(retried(lambda: huggingface_hub.hf_hub_download(repo, filename)))
     except Exception as error:
         raise explained(error, what) from error
     listed = _listed_sha256(path)
@@ -77,23 +72,23 @@ def downloaded(repo: str, filename: str, revision: str = "main") -> Path:
     return path
 
 
-def source(repo: str, filename: str, revision: str = "main") -> Source:
+def source(repo: str, filename: str) -> Source:
     """Return commit and hash of a file: of the fetched one, or else what the hub says of it, without fetching it.
 
     Raises:
         KitError: it is not there, and the hub cannot be asked.
     """
-    found = _cached(repo, filename, revision)
+    found = _cached(repo, filename)
     if found is not None:
         commit = found.parents[len(Path(filename).parts) - 1].name  # .../snapshots/<commit>/<filename>
         return Source(repo, filename, commit, _listed_sha256(found) or _sha256(found, found.stat().st_mtime_ns))
-    return _announced(repo, filename, revision)
+    return _announced(repo, filename)
 
 
 @cache  # a study asks for the same twenty files once per cell
-def _announced(repo: str, filename: str, revision: str) -> Source:
-    what = f"{repo}/{filename} (revision {revision})"
-    url = huggingface_hub.hf_hub_url(repo, filename, revision=revision)
+def _announced(repo: str, filename: str) -> Source:
+    what = f"{repo}/{filename}"
+    url = huggingface_hub.hf_hub_url(repo, filename)
     try:
         facts = retried(lambda: huggingface_hub.get_hf_file_metadata(url))
     except Exception as error:
@@ -147,7 +142,8 @@ def explained(error: BaseException, what: str) -> KitError:
         reason = "the hub has no such repository, or it is private"
         then = "Check the name on the hub; if it is private, set HF_TOKEN to a token that may read it"
     elif any(isinstance(one, RevisionNotFoundError) for one in chain):
-        reason, then = "the repository has no such revision", "Check the revision on the hub, or use `main`"
+        reason = "the repository no longer has the commit that is pinned here"
+        then = f"Delete the folder {cache_dir('sources', 'clip')}, so that its present state is asked for"
     elif status in (401, 403):
         reason = f"the hub refused it ({status})"
         then = "Set HF_TOKEN to a valid token that may read it, or unset HF_TOKEN: public files need none"
@@ -155,10 +151,10 @@ def explained(error: BaseException, what: str) -> KitError:
         reason, then = "the repository has no such file (404)", "Look at its files on the hub: it may have been renamed"
     elif status == 429:
         reason = "the hub's limit of requests is reached (429)"
-        then = f"Wait some minutes and {fetch} again: it goes on where it stopped. A token in HF_TOKEN raises the limit"
+        then = f"Wait some minutes and {fetch} again: it resumes where it stopped. A token in HF_TOKEN raises the limit"
     elif status is not None and status >= 500:
         reason = f"the hub has trouble ({status})"
-        then = f"Look at status.huggingface.co, then {fetch} again: it goes on where it stopped"
+        then = f"Look at status.huggingface.co, then {fetch} again: it resumes where it stopped"
     elif "Consistency check failed" in words:
         reason, then = "it arrived incomplete", f"Look at the network, then {fetch} again"
     elif any(isinstance(one, ConnectionError | TimeoutError) or _module(one).startswith(_NETWORK) for one in chain):
@@ -172,11 +168,11 @@ def explained(error: BaseException, what: str) -> KitError:
     return KitError(f"{what} could not be fetched: {reason}. {then}.")
 
 
-def _cached(repo: str, filename: str, revision: str) -> Path | None:
+def _cached(repo: str, filename: str) -> Path | None:
     try:
-        found = huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision)
+        found = huggingface_hub.try_to_load_from_cache(repo, filename)
     except (ValueError, OSError) as error:
-        raise explained(error, f"{repo}/{filename} (revision {revision})") from error
+        raise explained(error, f"{repo}/{filename}") from error
     return Path(found) if isinstance(found, str) else None
 
 
@@ -192,12 +188,11 @@ def _listed_sha256(path: Path) -> str | None:
 
 @cache
 def _sha256(path: Path, changed: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_digest(path)
 
 
 @contextmanager
-def _bars_in_a_terminal_only() -> Iterator[None]:
+def bars_in_a_terminal_only() -> Iterator[None]:
     """Keep the hub's progress bars out of log files and notebooks, where each becomes a widget that does not last."""
     hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
     if hide:

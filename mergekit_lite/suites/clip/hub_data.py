@@ -6,14 +6,18 @@ alone (the library would download all splits, the corrupted copies too), checked
 
 import hashlib
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergekit_lite.cache import VARIABLE, cache_dir
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+from mergekit_lite.cache import VARIABLE, cache_dir, file_digest
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
+from mergekit_lite.suites.clip.hub import bars_in_a_terminal_only
 from mergekit_lite.suites.clip.labels import check_labels, label_numbers, two_columns
-from mergekit_lite.suites.clip.sources import HubFile, Source, asked, located, quiet, the_library
+from mergekit_lite.suites.clip.sources import CHANGED, HubFile, Source, asked, located, quiet, the_library
 from mergekit_lite.suites.suite import Which
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
@@ -21,15 +25,11 @@ if TYPE_CHECKING:  # optional, and takes seconds to import
 
 
 def downloaded(task: HubTask, source: Source) -> list[Path]:
-    """Return the split's files on this machine, downloaded if need be; what was begun earlier is gone on with.
+    """Return the split's files on this machine, downloaded if need be; what was begun earlier resumes.
 
     Raises:
         KitError: no room, no connection, or a file that is not what the hub announced; that file is removed.
     """
-    from huggingface_hub import hf_hub_download
-
-    from mergekit_lite.suites.clip.hub import _bars_in_a_terminal_only
-
     missing = sum(file.bytes for file in source.files if not is_downloaded(source, file))
     if missing:
         check_room(hub_cache(), missing, f"downloading {task.dataset}, split {source.split}")
@@ -38,11 +38,11 @@ def downloaded(task: HubTask, source: Source) -> list[Path]:
     for file in source.files:
 
         def download(name: str = file.path) -> str:
-            with _bars_in_a_terminal_only():
+            with bars_in_a_terminal_only():
                 return hf_hub_download(source.dataset, name, repo_type="dataset", revision=source.commit)
 
         path = Path(asked(f"{file.path} of the data set {task.dataset}", download))
-        if file_digest(path, len(file.digest)) != file.digest:
+        if not has_digest(path, file.digest):
             path.resolve().unlink(missing_ok=True)  # the content, which may be shared by several commits
             path.unlink(missing_ok=True)
             raise KitError(
@@ -55,8 +55,6 @@ def downloaded(task: HubTask, source: Source) -> list[Path]:
 
 def hub_cache() -> Path:
     """Return the folder in which huggingface_hub keeps downloads."""
-    from huggingface_hub import constants
-
     folder = Path(constants.HF_HUB_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -64,32 +62,25 @@ def hub_cache() -> Path:
 
 def is_downloaded(source: Source, file: HubFile) -> bool:
     """Return whether a file is there, without asking the hub and without looking into it."""
-    from huggingface_hub import try_to_load_from_cache
-
     found = try_to_load_from_cache(source.dataset, file.path, revision=source.commit, repo_type="dataset")
     return isinstance(found, str)
 
 
-def file_digest(path: Path, digits: int) -> str:
-    """Return the SHA-256 of a file (64 digits), or the SHA-1 that git gives it as a blob (40 digits)."""
+def has_digest(path: Path, digest: str) -> bool:
+    """Return whether a file has this SHA-256 (64 digits) or this SHA-1 as a blob of git (40 digits)."""
+    if len(digest) == 64:
+        return file_digest(path) == digest
+    as_blob = partial(hashlib.sha1, b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as stream:
-        if digits == 64:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-        blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        while part := stream.read(1 << 20):
-            blob.update(part)
-        return blob.hexdigest()
+        return hashlib.file_digest(stream, as_blob).hexdigest() == digest
 
 
-def labelled(
-    task: HubTask, which: Which, *, revision: str | None = None, folder: Path | None = None
-) -> "datasets.Dataset":
+def labelled(task: HubTask, which: Which, *, folder: Path | None = None) -> "datasets.Dataset":
     """Return a split with the columns `image` (decoded when looked at) and `label`, checked against the class names.
 
     Args:
         task: of the benchmark.
         which: "train" or "test".
-        revision: branch, tag or commit; by default `main` as it was when it was first asked for here.
         folder: where the library may write its own copy of the data, as large as the download; by default in the cache.
 
     Raises:
@@ -97,7 +88,7 @@ def labelled(
             labels are not what `reference/tasks.json` says.
     """
     library = the_library()
-    source = located(task, which, revision=revision)
+    source = located(task, which)
     paths = downloaded(task, source)
     folder = folder or cache_dir("arrow", "clip")
     check_room(folder, source.bytes, f"reading {task.dataset}, split {source.split}")
@@ -113,8 +104,7 @@ def labelled(
             )
     except (library.exceptions.DatasetsError, ValueError, OSError) as error:  # pyarrow's errors are among these
         raise KitError(
-            f"Task '{task.name}': {where} cannot be read: {str(error.__cause__ or error)[:200]}. "
-            f"Choose another revision of the data set."
+            f"Task '{task.name}': {where} cannot be read: {str(error.__cause__ or error)[:200]}. {CHANGED}"
         ) from error
     dataset = two_columns(dataset, task, where)
     check_labels(task, where, dataset.features["label"], label_numbers(dataset, task, where))

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
+from mergekit_lite.suites.clip.sources import CHANGED
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets
@@ -47,7 +48,7 @@ def two_columns(dataset: "datasets.Dataset", task: HubTask, where: str) -> "data
         if not names:
             raise KitError(
                 f"Task '{task.name}': {where} has no column '{declared}', but {', '.join(dataset.column_names)}. "
-                f"Choose a revision of the data set that has it."
+                f"{CHANGED}"
             )
         found[names[0]] = role
     return dataset.select_columns(list(found)).rename_columns({name: role for name, role in found.items()})
@@ -57,10 +58,7 @@ def label_numbers(dataset: "datasets.Dataset", task: HubTask, where: str = "the 
     """Return the labels (N,) of what `labelled` returned; false is 0 and true is 1. No image is looked at."""
     labels = np.asarray(dataset["label"][:])
     if labels.dtype.kind not in "biu":
-        raise KitError(
-            f"Task '{task.name}': the labels of {where} are {labels.dtype}, not whole numbers. "
-            f"Choose a revision of the data set whose labels are numbers."
-        )
+        raise KitError(f"Task '{task.name}': the labels of {where} are {labels.dtype}, not whole numbers. {CHANGED}")
     return labels.astype(np.int64)
 
 
@@ -77,7 +75,7 @@ def check_labels(task: HubTask, where: str, feature: Any, labels: NDArray[np.int
         strange = f"labels from {found.min()} to {found.max()}, {len(found)} of them" if len(found) else "no labels"
         raise KitError(
             f"Task '{task.name}': {where} must have all labels from 0 to {classes - 1}, but has {strange}"
-            f"{f', and {len(names)} names' if names else ''}. Choose another revision of the data set."
+            f"{f', and {len(names)} names' if names else ''}. {CHANGED}"
         )
     ours = {plain(name): place for place, name in enumerate(task.classnames)}
     recognised = 0
@@ -86,15 +84,14 @@ def check_labels(task: HubTask, where: str, feature: Any, labels: NDArray[np.int
         if expected not in (None, place):
             raise KitError(
                 f"Task '{task.name}': label {place} of {where} means '{name}', which is class {expected} here, so all "
-                f"accuracies would be wrong. Choose a revision of the data set in which class {place} is "
-                f"'{task.classnames[place]}'."
+                f"accuracies would be wrong. {CHANGED}"
             )
         recognised += expected is not None
     numbered = [plain(name) for name in names] == [str(place) for place in range(classes)]
     if names and not numbered and task.name in NAMED_LIKE_THE_PROMPTS and 2 * recognised < classes:
         raise KitError(
             f"Task '{task.name}': of the {classes} label names of {where} ('{names[0]}', '{names[1]}', ...) only "
-            f"{recognised} are class names here, so their order cannot be checked. Choose another revision of it."
+            f"{recognised} are class names here, so their order cannot be checked. {CHANGED}"
         )
     return recognised
 

@@ -6,7 +6,6 @@ usual way imports and calls whatever it names. Here every class and function tha
 records, in which the encoder's tensors are looked up.
 """
 
-import hashlib
 import io
 import pickle
 import zipfile
@@ -18,6 +17,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from mergekit_lite.cache import file_digest
 from mergekit_lite.errors import KitError
 from mergekit_lite.weight_files import write
 from mergekit_lite.weights import Weights, check_finite, check_floating, first_three, weights_hash
@@ -132,8 +132,6 @@ def convert(path: Path, output: Path | None = None, *, family: str = "OC-8") -> 
         raise KitError(f"{path} is called safetensors already. Name a pickled checkpoint, such as finetuned.pt.")
     try:
         with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            stream.seek(0)
             weights = _read(stream)
     except FileNotFoundError as error:
         raise KitError(f"There is no checkpoint {path}. Check the path.") from error
@@ -148,7 +146,7 @@ def convert(path: Path, output: Path | None = None, *, family: str = "OC-8") -> 
     metadata = {
         "family": family,
         "source": path.name,
-        "source_sha256": digest,
+        "source_sha256": file_digest(path),
         "projection": "proj: fine-tuned with the encoder" if "proj" in weights else "none",
         "weights": weights_hash(weights),
     }

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip.sources import CHANGED
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets
@@ -76,10 +77,7 @@ def decode_rows(work: Work, rows: tuple[int, int]) -> str:
         try:
             chunk[row] = work.pixels(work.dataset[place]["image"])
         except (OSError, ValueError, SyntaxError, AttributeError) as error:  # AttributeError: there is no image
-            raise KitError(
-                f"Task '{work.task}': image {place} cannot be decoded ({error}). "
-                f"Choose another revision of the data set."
-            ) from error
+            raise KitError(f"Task '{work.task}': image {place} cannot be decoded ({error}). {CHANGED}") from error
     # Written, not mapped: on a full disk a mapped page would end the process without a word.
     try:
         with work.part.open("r+b") as stream:

@@ -8,13 +8,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from huggingface_hub import HfApi, constants
+from huggingface_hub.hf_api import RepoFile
+
 from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, locked, written_whole
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
+from mergekit_lite.suites.clip.hub import explained, retried
 from mergekit_lite.suites.suite import Which
 
 WHICH: tuple[Which, ...] = ("train", "test")
 Result = TypeVar("Result")
+
+CHANGED = (
+    "The data set may have been changed on the hub: delete the folder sources/clip of the cache and run the same again "
+    "to take it as it is now."
+)
+"""What to do about data that are not as expected; the end of several errors."""
 
 
 @dataclass(frozen=True)
@@ -56,49 +66,41 @@ def split_name(task: HubTask, which: Which) -> str:
     return task.train_split if which == "train" else task.test_split
 
 
-def located(task: HubTask, which: Which, *, revision: str | None = None) -> Source:
+def located(task: HubTask, which: Which) -> Source:
     """Return where a split lies. The hub is asked once; its answer is kept and pins the commit from then on.
 
-    Args:
-        task: of the benchmark.
-        which: "train" or "test".
-        revision: branch, tag or commit; by default `main` as it was when this was first asked here.
-
     Raises:
-        KitError: the hub cannot be reached, or has no such data set, configuration, revision or split.
+        KitError: the hub cannot be reached, or has no such data set, configuration or split.
     """
-    path = _path(task, split_name(task, which), revision)
+    path = _path(task, split_name(task, which))
     with locked(path):
-        source = known_source(task, which, revision=revision)
+        source = known_source(task, which)
         if source is None:
             # Both splits are asked for, so that they are of one commit whenever each of them is wanted.
-            for split, found in _ask(task, which, revision).items():
-                if not _path(task, split, revision).exists():
-                    with written_whole(_path(task, split, revision)) as temporary:
+            for split, found in _ask(task, which).items():
+                if not _path(task, split).exists():
+                    with written_whole(_path(task, split)) as temporary:
                         temporary.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
-            source = known_source(task, which, revision=revision)
+            source = known_source(task, which)
     assert source is not None
     return source
 
 
-def known_source(task: HubTask, which: Which, *, revision: str | None = None) -> Source | None:
+def known_source(task: HubTask, which: Which) -> Source | None:
     """Return what `located` found earlier, or None; nothing is asked of the hub."""
-    path = _path(task, split_name(task, which), revision)
+    path = _path(task, split_name(task, which))
     if not path.exists():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
     return Source(**{**stored, "files": tuple(HubFile(**file) for file in stored["files"])})
 
 
-def _path(task: HubTask, split: str, revision: str | None) -> Path:
-    key = content_hash([task.dataset, task.config, split, revision])
+def _path(task: HubTask, split: str) -> Path:
+    key = content_hash([task.dataset, task.config, split])
     return cache_dir("sources", "clip") / f"{task.name}-{split}-{key}.json"
 
 
-def _ask(task: HubTask, which: Which, revision: str | None) -> dict[str, Source]:
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.hf_api import RepoFile
-
+def _ask(task: HubTask, which: Which) -> dict[str, Source]:
     what = f"the data set {task.dataset}"
     if constants.HF_HUB_OFFLINE:
         raise KitError(
@@ -107,7 +109,7 @@ def _ask(task: HubTask, which: Which, revision: str | None) -> dict[str, Source]
         )
     api = HfApi()
     # The commit first: given `main`, the library would also ask another server for facts that it does not need.
-    commit = asked(what, lambda: api.dataset_info(task.dataset, revision=revision).sha or "")
+    commit = asked(what, lambda: api.dataset_info(task.dataset).sha or "")
     wanted = [split_name(task, one) for one in WHICH]
     builder = _builder(task, commit, what, None)
     if _kind(builder) == "text":
@@ -121,7 +123,7 @@ def _ask(task: HubTask, which: Which, revision: str | None) -> dict[str, Source]
     if split_name(task, which) not in paths:
         raise KitError(
             f"Task '{task.name}': the data set {task.dataset} at commit {commit[:12]} has no split "
-            f"'{split_name(task, which)}', but {', '.join(paths)}. Choose another revision of it."
+            f"'{split_name(task, which)}', but {', '.join(paths)}. {CHANGED}"
         )
     splits = [split for split in wanted if split in paths]
     listed = [path for split in splits for path in paths[split]]
@@ -168,8 +170,6 @@ def asked(what: str, call: Callable[[], Result]) -> Result:
     Raises:
         KitError: the call failed.
     """
-    from mergekit_lite.suites.clip.hub import explained, retried  # imports huggingface_hub
-
     try:
         return retried(call)
     except Exception as error:  # of three libraries, each with its own kinds

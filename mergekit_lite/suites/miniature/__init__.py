@@ -1,23 +1,24 @@
 """The miniature: drawn tasks and a tiny CLIP, which live in the same regime as the papers' and need no download."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import open_clip
 import torch
 from torch import Tensor
 
-from mergekit_lite.cache import cache_dir, code_hash, content_hash, file_hash, locked, written_whole
+from mergekit_lite.cache import cache_dir, content_hash, file_digest, locked, written_whole
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.miniature import experts
+from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites.miniature.canvas import SIDE
-from mergekit_lite.suites.miniature.drawing import pictures
+from mergekit_lite.suites.miniature.drawing import drawing_hash, pictures
 from mergekit_lite.suites.miniature.experts import Recipe, fine_tune
 from mergekit_lite.suites.miniature.tasks import TASKS
 from mergekit_lite.suites.suite import Lazy, Split, Suite, Task, Which, checked_split
@@ -25,12 +26,13 @@ from mergekit_lite.weight_files import LazyWeights, write
 from mergekit_lite.workers import side_by_side
 
 HERE = Path(__file__).parent
-ARCHITECTURE = "mergekit-lite-miniature"  # the name under which open_clip knows the .json file beside this one
+ARCHITECTURE = "mergekit-lite-miniature"  # the name under which open_clip knows the next file
+CONFIG = HERE / f"{ARCHITECTURE}.json"
 BASE = HERE / "base.safetensors"
 SIZES: dict[Literal["pretrain", "train", "test"], int] = {"train": 3000, "test": 1000}
 RECIPE = Recipe(steps=140, learning_rate=1e-3, batch_size=64)
 
-open_clip.add_model_config(HERE / f"{ARCHITECTURE}.json")
+open_clip.add_model_config(CONFIG)
 
 
 def load(name: str, device: torch.device) -> "Miniature":
@@ -76,7 +78,7 @@ class Miniature(Suite):
 
     def split(self, task: str, which: Which) -> Split:
         """Return images (N, 3, 32, 32) and labels (N,) of a split, drawn at first use, then memory-mapped."""
-        name = f"{task}-{which}-{data_hash(task, which)}"
+        name = f"{task}-{which}-{self.data_hash(task, which)}"
         images, labels = (cache_dir("images", "miniature") / f"{name}.{part}.npy" for part in ("images", "labels"))
         with locked(images):
             if not images.exists():  # written last, so that it stands for both
@@ -102,11 +104,21 @@ class Miniature(Suite):
         """Return where the expert of `task` is kept."""
         return cache_dir("experts", "miniature") / f"{task}-{self.expert_hash(task)}.safetensors"
 
+    def base_hash(self) -> str:
+        """Return the hash of the base weights that ship with the package, and of the architecture they are for."""
+        return _base_hash()
+
     def expert_hash(self, task: str) -> str:
         """Return a hash of all that makes the expert of `task` what it is."""
-        entry = self.tasks[task]
-        head = [entry.classnames, entry.templates]
-        return content_hash([base_hash(), asdict(self.recipe), data_hash(task, "train"), head, training_hash()])
+        head = [self.tasks[task].classnames, self.tasks[task].templates]
+        place = [torch.__version__.partition("+")[0], self.device.type]
+        made = [asdict(self.recipe), _training_hash(), place]
+        return content_hash([self.base_hash(), made, self.data_hash(task, "train"), head])
+
+    def data_hash(self, task: str, which: Which) -> str:
+        """Return a hash of what draws `task`, and of the size of the split."""
+        sizes = SIZES[which] if TASKS[task].real is None else SIZES  # real pictures are dealt out to both
+        return content_hash([drawing_hash(TASKS[task]), which, sizes])
 
     def prepare(self, tasks: Sequence[str], workers: int) -> None:
         """Fine-tune the experts of `tasks` that are not there yet, side by side, and say so."""
@@ -118,37 +130,16 @@ class Miniature(Suite):
             outcome()
             print(f"[{done}/{len(missing)}] expert {task}, {time.perf_counter() - begun:.0f} s", flush=True)
 
-    def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
-        """Return hashes of the base, the experts' recipes and the drawing code: nothing is drawn or trained for it."""
-        return {
-            "suite": self.name,
-            "code": code_hash(HERE.parent / "suite.py"),
-            "base": base_hash(),
-            "experts": {task: self.expert_hash(task) for task in pool},
-            "heads": {task: [*self.tasks[task].classnames, *self.tasks[task].templates] for task in evaluate},
-            "data": {task: data_hash(task, "test") for task in dict.fromkeys([*pool, *evaluate])},
-            **({"training data": {task: data_hash(task, "train") for task in learnt}} if learnt else {}),
-        }
-
 
 def _make_expert(suite: Suite, task: str, seed: int) -> None:
     suite.with_expert_seed(seed).expert(task)
 
 
 @cache
-def base_hash() -> str:
-    """Return the hash of the base weights that ship with the package."""
-    return file_hash(BASE)
+def _base_hash() -> str:
+    return content_hash([file_digest(BASE), json.loads(CONFIG.read_text(encoding="utf-8"))])
 
 
 @cache
-def training_hash() -> str:
-    """Return a hash of the code that fine-tunes experts."""
-    return code_hash(Path(experts.__file__))
-
-
-@cache
-def data_hash(task: str, which: Literal["train", "test"]) -> str:
-    """Return a hash of the code that draws `task` and of the split's size."""
-    code = code_hash(HERE / "canvas.py", HERE / "sketch.py", HERE / "drawing.py", HERE / "tasks" / f"{task}.py")
-    return content_hash([code, which, SIZES[which]])
+def _training_hash() -> str:
+    return code_of(fine_tune, Miniature.encode, Miniature._normalised, Miniature._head)

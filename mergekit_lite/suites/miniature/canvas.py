@@ -64,10 +64,6 @@ class Canvas:
         """Return (n, 1, 1) numbers in [low, high)."""
         return torch.from_numpy(self.rng.uniform(low, high, (self.n, 1, 1)).astype(np.float32))
 
-    def integer(self, low: int, high: int) -> Tensor:
-        """Return (n, 1, 1) whole numbers in [low, high), as floats."""
-        return torch.from_numpy(self.rng.integers(low, high, (self.n, 1, 1)).astype(np.float32))
-
     def chance(self, probability: float) -> Tensor:
         """Return (n, 1, 1) ones with this probability, else zeros."""
         return (self.uniform(0, 1) < probability).float()

@@ -3,19 +3,19 @@
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mergekit_lite.fingerprints import PACKAGE, code_of
 from mergekit_lite.suites.miniature.canvas import SIDE, Canvas
 
 Which = Literal["pretrain", "train", "test"]
 STREAMS: dict[Which, int] = {"pretrain": 0, "train": 1, "test": 2}  # each split has its own stream of random numbers
-BATCH = (
-    256  # pictures of one class painted at once: large enough to amortise the operations, small enough for the cache
-)
+BATCH = 256  # pictures of one class painted at once: enough to amortise the operations, few enough for the cache
 
 
 @dataclass(frozen=True)
@@ -84,3 +84,14 @@ def pictures(task: DrawnTask, which: Literal["train", "test"], sizes: Mapping[Wh
     tests = round(len(labels) * sizes["test"] / (sizes["train"] + sizes["test"]))
     rows = order[:tests] if which == "test" else order[tests:]
     return images[rows], labels[rows]
+
+
+def drawing_hash(task: DrawnTask) -> str:
+    """Return a hash of the code that draws `task`, wherever that lies: in a file of its own or in a notebook."""
+    draws = tuple(entry.draw for entry in task.classes)
+    ships = all(getattr(one, "func", one).__module__.partition(".")[0] == PACKAGE for one in draws)
+    # The kit's own code does not change while it runs; a notebook's cell may.
+    return (_known_code_of if ships else code_of)(task.name, draws, task.grain, task.real, pictures)
+
+
+_known_code_of = cache(code_of)

@@ -84,7 +84,7 @@ def parse(text: str) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def sketch(c: Canvas, f: Frame, parts: Sequence[Part], when: Tensor | float = 1.0) -> None:
+def paint_parts(c: Canvas, f: Frame, parts: Sequence[Part], when: Tensor | float = 1.0) -> None:
     """Paint the parts from back to front, in the pictures where `when` is 1; one shade of each colour a picture."""
     shades = {name: c.colour(*PALETTE[name]) for name in dict.fromkeys(part.colour for part in parts)}
     for name, group in groupby(parts, key=lambda part: part.colour):

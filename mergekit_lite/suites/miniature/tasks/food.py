@@ -20,7 +20,7 @@ from mergekit_lite.suites.miniature.canvas import (
     tiled,
 )
 from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
-from mergekit_lite.suites.miniature.sketch import PALETTE, parse, sketch
+from mergekit_lite.suites.miniature.sketch import PALETTE, paint_parts, parse
 
 Dish = Callable[[Canvas, Frame], None]
 
@@ -58,7 +58,7 @@ def around(f: Frame, count: int, distance: float) -> list[Frame]:
 
 def sketched(c: Canvas, f: Frame, text: str) -> None:
     """Draw a dish from its parts."""
-    sketch(c, f, parse(text))
+    paint_parts(c, f, parse(text))
 
 
 def pizza(c: Canvas, f: Frame) -> None:

@@ -4,7 +4,7 @@ from functools import partial
 
 from mergekit_lite.suites.miniature.canvas import Canvas, Frame, box, disc
 from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
-from mergekit_lite.suites.miniature.sketch import Part, parse, sketch
+from mergekit_lite.suites.miniature.sketch import Part, paint_parts, parse
 
 
 def draw(c: Canvas, parts: tuple[Part, ...]) -> None:
@@ -21,7 +21,7 @@ def draw(c: Canvas, parts: tuple[Part, ...]) -> None:
     c.shade(0.1 * c.noise(4, 2))
     f = c.placed((0.62, 0.95), 0.22, 0.16, 0.14)
     f = Frame(f.u * (2 * c.chance(0.5) - 1), f.v, f.soft)
-    sketch(c, f, parts)
+    paint_parts(c, f, parts)
     c.shade(c.uniform(-0.12, 0.12) * c.frame.u)
 
 

@@ -7,7 +7,7 @@ from torch.nn.functional import avg_pool2d
 
 from mergekit_lite.suites.miniature.canvas import Canvas, Frame, box, disc
 from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
-from mergekit_lite.suites.miniature.sketch import Part, parse, sketch
+from mergekit_lite.suites.miniature.sketch import Part, paint_parts, parse
 
 
 def clutter(c: Canvas) -> None:
@@ -31,7 +31,7 @@ def draw(c: Canvas, views: tuple[tuple[Part, ...], ...]) -> None:
     c.shade(0.2 * torch.exp(-3 * (f.u**2 + f.v**2)))  # light that sets the subject off
     which = c.chance(0.5)
     for view, when in zip(views, (which, 1 - which), strict=True):
-        sketch(c, f, view, when)
+        paint_parts(c, f, view, when)
     blurred = avg_pool2d(c.pixels, 3, stride=1, padding=1, count_include_pad=False)
     c.pixels = torch.lerp(c.pixels, blurred, c.uniform(0.0, 0.9).unsqueeze(1))
     c.pixels = torch.lerp(c.pixels, c.pixels.mean(1, keepdim=True), c.uniform(0, 0.45).unsqueeze(1))

@@ -1,0 +1,124 @@
+"""A suite of real models: a CLIP, with data sets and experts that lie on the Hugging Face hub."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import normalize
+
+from mergekit_lite.suites.clip import check, decoded, hub
+from mergekit_lite.suites.clip.benchmark import ClipModel, base_file, expert_file, hub_tasks
+from mergekit_lite.suites.clip.transformers_format import TransformersWeights
+from mergekit_lite.suites.suite import Lazy, Split, Suite, Task, Which
+from mergekit_lite.workers import cores
+
+
+class ClipSuite(Suite):
+    """Weights come from the hub and stay in the hub's own cache; images are decoded once into this library's cache.
+
+    Attributes:
+        model: which CLIP it is.
+        entries: task -> where its images and experts lie on the hub.
+    """
+
+    def __init__(self, model: ClipModel, device: torch.device) -> None:
+        """Build the model with the base weights of `model`, which are fetched if they are not there."""
+        import open_clip
+
+        self.model, self.entries = model, hub_tasks()
+        path = hub.downloaded(*base_file(model))
+        tasks = [Task(one.name, one.title, one.title, one.classnames, one.templates) for one in self.entries.values()]
+        clip = open_clip.create_model(model.architecture, pretrained=str(path))
+        super().__init__(model.name, model.title, tasks, clip, open_clip.get_tokenizer(model.architecture), device)
+        self._side = int(clip.visual.image_size[0])
+        self._half = device.type == "cuda"
+
+    @property
+    def loader(self) -> Callable[[], Suite]:
+        """Return a picklable function that makes this suite again."""
+        return partial(ClipSuite, self.model, self.device)
+
+    @cached_property
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """Return for each task how many training and test images it has, as the hub lists them."""
+        return Lazy(tuple(self.tasks), lambda task: decoded.sizes(self.entries[task]), keep=True)
+
+    def split(self, task: str, which: Which) -> Split:
+        """Return images (N, 3, H, W) and labels (N,) of a split: fetched and decoded at first use, then mapped."""
+        # On a GPU this is the only process, and all cores would wait for it; on a CPU there is one process per core.
+        return self._split(task, which, workers=cores() if self.device.type == "cuda" else 1)
+
+    def _split(self, task: str, which: Which, workers: int) -> Split:
+        return decoded.decoded_split(self.entries[task], which, self._side, workers=workers)
+
+    def expert(self, task: str) -> Mapping[str, Tensor]:
+        """Return the expert of `task`, read from the hub's file tensor by tensor; fetched at first use."""
+        return TransformersWeights(hub.downloaded(*expert_file(self.model, self.entries[task])), self.device)
+
+    @property
+    def computing(self) -> tuple[Callable[..., Any], ...]:
+        """What computes the result, and what reads the experts, whose hash is that of transformers' file."""
+        return (*super().computing, TransformersWeights)
+
+    @property
+    def working_dtype(self) -> torch.dtype:
+        """The precision that `encode` works in."""
+        return torch.bfloat16 if self._half else torch.float32
+
+    def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Return the features (N, D) of unit length that the encoder with `weights` gives for `images` (N, 3, H, W).
+
+        On a GPU the encoder works in bfloat16 (autocast: weights and their gradients stay float32), the features are
+        float32 again. On a CPU all of it is float32.
+        """
+        images = self._normalised(images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            features = functional_call(self._model.visual, dict(weights), (images,))
+        return normalize(features.float() if self._half else features, dim=-1)
+
+    def layer_inputs(self, weights: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+        """Return what goes into each linear layer, see `Suite.layer_inputs`; float32 on a GPU too.
+
+        RegMean inverts the sums of their products, and bfloat16 keeps less than three digits.
+        """
+        exact = copy(self)
+        exact._half = False
+        return Suite.layer_inputs(exact, weights, images)
+
+    def prepare(self, tasks: Sequence[str], workers: int) -> None:
+        """Fetch the experts of `tasks`, fetch and decode their test images, and check each expert on its own task.
+
+        Files come one after another, since the network and not the processor is what takes long; `workers` decode.
+
+        Raises:
+            KitError: something cannot be fetched, or an expert is not what it should be (see `check.check_experts`).
+        """
+        for task in tasks:
+            hub.downloaded(*expert_file(self.model, self.entries[task]))
+            self._split(task, "test", workers=cores() if self.device.type == "cuda" else workers)
+        if not check.skipped():
+            check.check_experts(self, tasks)
+
+    def base_hash(self) -> str:
+        """Return the SHA-256 of the file with the base weights, which the hub is asked for if it is not fetched."""
+        return hub.source(*base_file(self.model)).sha256
+
+    def expert_hash(self, task: str) -> str:
+        """Return the SHA-256 of the expert's file, which the hub is asked for if it is not fetched.
+
+        Commits are left out, since a new line in a repository's README changes no result; `sources` names them.
+        """
+        return hub.source(*expert_file(self.model, self.entries[task])).sha256
+
+    def data_hash(self, task: str, which: Which) -> str:
+        """Return a hash of the files with the images, by what the hub lists, and of how they are decoded."""
+        return decoded.fingerprint(self.entries[task], which, self._side)
+
+    def sources(self, tasks: Sequence[str]) -> dict[str, str]:
+        """Return where the weights of the base and of the experts of `tasks` come from: repository@commit/file."""
+        files = {"base": base_file(self.model), **{task: expert_file(self.model, self.entries[task]) for task in tasks}}
+        return {name: str(hub.source(*file)) for name, file in files.items()}
