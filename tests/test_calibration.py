@@ -110,7 +110,7 @@ def test_fisher_merging_weighs_each_expert_by_its_own_task(pico: Pico, shown: Gi
     raw = [diagonal_fisher(shown, pico.experts[task], task, shown.given[0][task], seed=3) for task in pico.experts]
     merged = fisher_merging(pico.base, pico.experts, shown, images=5, seed=3).weights
     close(merged, merge_with_fishers(pico.base, pico.experts, map(unit_norm, raw), floor=1e-6))
-    assert shown.asked == [{"images_per_task": 5, "steps": 1, "seed": 3, "share": 1.0}]
+    assert shown.asked == [{"images_per_task": 5, "steps": 1, "seed": 3, "keep": None}]
     plain = fisher_merging(pico.base, pico.experts, shown, normalise=False, floor=0.1, seed=3).weights
     close(plain, merge_with_fishers(pico.base, pico.experts, raw, floor=0.1))
     assert not torch.allclose(merged["proj"], plain["proj"])
