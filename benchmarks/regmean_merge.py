@@ -14,7 +14,7 @@ import typer
 from torch import Tensor
 
 from benchmarks import measuring, models
-from mergekit_lite.methods.regmean import gram, merge_with_grams
+from mergekit_lite.methods.regmean_merging import gram, merge_with_grams
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import Weights
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.methods.averaging import simple_average, task_arithmetic
-from mergekit_lite.methods.consensus import tall_mask
+from mergekit_lite.methods.consensus_merging import tall_mask
 from mergekit_lite.methods.isotropic import iso_c, iso_cts
 from mergekit_lite.methods.registry import Merged
 from mergekit_lite.methods.ties import ties_merging

@@ -12,7 +12,7 @@ from torch import Tensor
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.averaging import simple_average
 from mergekit_lite.methods.fisher import diagonal_fisher, fisher_merging, merge_with_fishers, unit_norm
-from mergekit_lite.methods.regmean import gram, layer_grams, merge_with_grams, regmean
+from mergekit_lite.methods.regmean_merging import gram, layer_grams, merge_with_grams, regmean
 from mergekit_lite.weight_files import LazyWeights, write
 
 Weights = dict[str, Tensor]

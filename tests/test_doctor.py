@@ -19,6 +19,7 @@ from mergekit_lite.pipeline.doctor import forecast, report
 from mergekit_lite.study import Cell, Record
 from mergekit_lite.study.records import write_record
 from mergekit_lite.suites import load_suite
+from mergekit_lite.workers import cores
 
 CELLS = [
     Cell(method="task_arithmetic", pool=("digits",), evaluate=("digits", "signs")),
@@ -60,7 +61,7 @@ def predicted(
     root: Path, monkeypatch: pytest.MonkeyPatch, pace: float = PACE
 ) -> tuple[forecast.Forecast, dict[str, Any]]:
     """Return the forecast of the one notebook on a machine of this pace, and its work by kind."""
-    monkeypatch.setattr(forecast._Estimate, "_seconds_per_image", lambda self: pace)
+    monkeypatch.setattr(forecast, "_seconds_per_image", lambda suite: pace)
     (one,) = forecast.predict(profiles.load("short", root), root)
     return one, {work.what: work for work in one.work}
 
@@ -75,7 +76,7 @@ def test_the_machine_is_told_as_it_is(cache: Path) -> None:
     text = shown()
     assert torch.__version__ in text
     assert str(cache) in text
-    assert f"{report.machine().cores} " in text
+    assert f"{cores()} " in text
     assert ("none that torch can use" in text) == (not torch.cuda.is_available())
     assert "nothing" in text
 
@@ -85,7 +86,7 @@ def test_the_cache_is_counted_without_locks(cache: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "digits-0123.safetensors").write_bytes(b"x" * 3 * 2**20)
     (folder / ".digits-0123.safetensors.lock").touch()
-    assert list(report.cached()) == [report.Cached("experts", "miniature", 1, 3 * 2**20)]
+    assert list(report.cached()) == [("experts", "miniature", 1, 3 * 2**20)]
     assert "3.0 MiB" in shown()
 
 
@@ -151,7 +152,7 @@ def test_without_a_promoted_run_of_the_profile_its_budget_is_shown(root: Path) -
     budget = {"download": "nothing", "disk": "1 GB", "memory": "2 GB", "time": "as long as it takes"}
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "budget": budget}))
     text = shown("short")
-    assert "no records of this profile" in text
+    assert "no records of a run with this profile" in text
     assert "as long as it takes" in text
     assert "In all" not in text
 

@@ -85,7 +85,7 @@ def test_a_second_fetch_downloads_nothing(hub: LoopbackHub) -> None:
 def test_one_failure_is_told_at_the_end_and_the_next_fetch_resumes(hub: LoopbackHub) -> None:
     hub.fail("clip-vit-base-patch32_mnist", status=503, times=10_000)
     hub.fail("1aurent/PatchCamelyon/resolve", status=404, times=10_000)
-    with pytest.raises(KitError, match="could not be had from the hub; what was fetched is kept") as caught:
+    with pytest.raises(KitError, match="could not be fetched from the hub; what was fetched is kept") as caught:
         fetch()
     assert "weights: mnist: tanganke/clip-vit-base-patch32_mnist" in str(caught.value)
     assert "the hub has trouble (503)" in str(caught.value)

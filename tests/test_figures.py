@@ -31,7 +31,7 @@ POOLS = pd.DataFrame(
     ],
     columns=["line", "x", "y"],
 )  # fmt: skip
-AXES: dict[str, Any] = {"xlabel": "experts added", "ylabel": "average accuracy over 3 tasks (%)"}
+AXES: dict[str, Any] = {"xlabel": "experts added", "ylabel": "average accuracy over the 4 tasks of all pools (%)"}
 KINDS: dict[str, Callable[[], Figure]] = {
     "bars": lambda: figures.accuracy_bars(samples.records(), published.accuracies()),
     "bars alone": lambda: figures.accuracy_bars(samples.records()),
@@ -366,7 +366,7 @@ def test_eight_lines_that_are_no_methods_differ_in_colour_marker_and_dash() -> N
         assert len(set(look)) == 8
 
 
-@pytest.mark.parametrize("kind", ["lines with everything", "lines of eight tasks"])
+@pytest.mark.parametrize("kind", ["lines with everything", "lines of eight tasks", "costs", "pools", "arrows"])
 def test_legends_are_no_wider_than_the_figure(kind: str) -> None:
     figure = KINDS[kind]()
     FigureCanvasAgg(figure).draw()

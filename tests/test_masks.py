@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.averaging import task_arithmetic
-from mergekit_lite.methods.consensus import consensus, tall_mask
-from mergekit_lite.methods.dare import dare, keep_mask
+from mergekit_lite.methods.consensus_merging import consensus, tall_mask
+from mergekit_lite.methods.dare_merging import dare, keep_mask
 from mergekit_lite.methods.registry import Merged
 from mergekit_lite.weight_files import LazyWeights, write
 from mergekit_lite.weights import task_vector

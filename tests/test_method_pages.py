@@ -8,6 +8,7 @@ import re
 import types
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fakes
 import pandas as pd
@@ -135,7 +136,7 @@ def test_printed_code_is_the_code_that_runs(page: str) -> None:
             reach(info.function, reached)
     for path, options in literal_includes(PAGES[page]):
         if name := options.get("pyobject"):
-            module = importlib.import_module(path.strip("/").removesuffix(".py").replace("/", "."))
+            module: Any = importlib.import_module(path.strip("/").removesuffix(".py").replace("/", "."))
             shown = inspect.unwrap(functools.reduce(getattr, name.split("."), module))
             assert shown in reached, f"{page} prints {name}, which no method of the page calls"
 

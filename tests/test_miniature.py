@@ -5,6 +5,7 @@ import re
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import open_clip
@@ -283,8 +284,8 @@ def test_a_module_anywhere_can_make_a_suite(tmp_path: Path, monkeypatch: pytest.
     (package / "my_suite.py").write_text("def load(name, device):\n    return name, device.type\n")
     (package / "empty.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert load_suite("my_package.my_suite", "cpu") == ("my_package.my_suite", "cpu")
-    assert load_suite("my_package.my_suite@OC-8", "cpu") == ("my_package.my_suite@OC-8", "cpu")
+    assert cast(Any, load_suite("my_package.my_suite", "cpu")) == ("my_package.my_suite", "cpu")
+    assert cast(Any, load_suite("my_package.my_suite@OC-8", "cpu")) == ("my_package.my_suite@OC-8", "cpu")
     with pytest.raises(KitError, match=r"The module my_package.empty has no function `load\(name, device\)`"):
         load_suite("my_package.empty", "cpu")
     for wrong in ("my_package.nothing", "nothing.at_all", "my_package", "../my_package.my_suite"):

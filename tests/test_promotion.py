@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ from typing import Any
 import nbformat
 import pytest
 from nbformat import NotebookNode
-from projects import write_notebook
+from projects import write_notebook, write_profile
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.pipeline import promotion
+from mergekit_lite.pipeline import promotion, runner
 
 RUN = {"profile": "short", "stamp": "0123", "records": []}
 PICTURE = "iVBORw0KGgo/tmp/abc/home/user="  # base64 may hold what looks like a path
@@ -292,6 +294,33 @@ def test_all_reasons_are_listed(tmp_path: Path, template: Path, executed: Callab
 def test_a_notebook_that_was_not_run_is_worded(tmp_path: Path, template: Path) -> None:
     with pytest.raises(KitError, match=r"no build/short/one.ipynb to promote. Run `mergekit-lite run short` first"):
         promotion.promote(tmp_path / "build" / "short" / "one.ipynb", template, tmp_path / "book")
+
+
+STUDY = """import time
+import fakes
+from mergekit_lite import study
+cells = [study.Cell(method="task_arithmetic", pool=("digits",), evaluate=("digits", "signs"))]
+print(study.run(fakes.fake_suite(), cells, workers=1)[0].average, time.time())"""
+
+
+def test_a_run_from_nothing_that_gives_the_same_leaves_the_book_as_it_is(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    template, book = write_notebook(tmp_path, "one", STUDY), tmp_path / "book"
+    profile = write_profile(tmp_path, one={})
+
+    def run_and_promote() -> dict[str, bytes]:
+        (executed,) = runner.run_profile(profile, tmp_path)
+        promotion.promote(executed, template, book)
+        promotion.promote_records(book)
+        return {str(path): path.read_bytes() for path in book.rglob("*") if path.is_file()}
+
+    before = run_and_promote()
+    assert len(before) == 2
+    shutil.rmtree(cache)
+    shutil.rmtree(tmp_path / "build")
+    assert run_and_promote() == before
 
 
 def test_what_figures_show_has_words(tmp_path: Path, template: Path, executed: Callable[..., Path]) -> None:

@@ -124,6 +124,7 @@ def test_examples_of_the_coursework_page_run(monkeypatch: pytest.MonkeyPatch, ca
     method, use, grade = re.findall(r"```python\n(.*?)```", COURSEWORK, flags=re.DOTALL)
     (tmp_path / "median.py").write_text(method, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mergekit_lite.study.grid.cores", lambda: 1)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(f"{use}\n{grade}", namespace)
     suite, cell, handed_in = namespace["suite"], namespace["cells"]["median"], namespace["handed_in"]

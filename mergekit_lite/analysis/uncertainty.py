@@ -131,12 +131,13 @@ def rebuilt(suite: "Suite", record: "Record") -> Weights:
     cell, info = record.cell, registry.get(record.cell.method)
     suite = suite.with_expert_seed(cell.expert_seed)
     experts = {name: suite.experts[name] for name in cell.pool}
-    learned = {"task_wise_adamerging", "layer_wise_adamerging"}
-    if cell.broken or (cell.method not in learned and "data" in info.resources):
+    # Their merges are sums of whole task vectors; those of AdaMerging++ are of vectors that TIES has trimmed.
+    learned = cell.method in {"task_wise_adamerging", "layer_wise_adamerging"}
+    if cell.broken or (not learned and "data" in info.resources):
         raise KitError(
             f"{record.title} cannot be merged again from its record. Take a merge without data, or AdaMerging."
         )
-    if cell.method in learned:
+    if learned:
         merged = fixed_coefficients(suite.base, experts, coefficients=record.trace["coefficients"]["values"])
     else:
         seed = {"seed": cell.seed} if "seed" in info.resources else {}

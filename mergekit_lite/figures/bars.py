@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from mergekit_lite.analysis import published as reported
 from mergekit_lite.analysis.accuracy import shared_tasks
 from mergekit_lite.analysis.traces import descents
-from mergekit_lite.figures.style import INK, WHITE, WIDTH, Look, canvas, column, in_rows, legend, look, signed, style
+from mergekit_lite.figures.style import INK, WHITE, WIDTH, Look, canvas, column, in_rows, legend, look, signed, styled
 
 if TYPE_CHECKING:
     from mergekit_lite.study.records import Record
 
 
-@style()
+@styled()
 def accuracy_bars(records: Iterable["Record"], published: pd.DataFrame | None = None) -> Figure:
     """Draw the average accuracy (%) of each record as a bar, with the published average as a diamond beside it.
 
@@ -48,7 +48,7 @@ def accuracy_bars(records: Iterable["Record"], published: pd.DataFrame | None = 
     return figure
 
 
-@style()
+@styled()
 def variant_bars(
     groups: Mapping[str, Mapping[str, "Record"]], references: Mapping[str, "Record"] | None = None
 ) -> Figure:
@@ -84,7 +84,7 @@ def variant_bars(
     return figure
 
 
-@style()
+@styled()
 def descent_bars(record: "Record", iteration: int = 1) -> Figure:
     """Draw `traces.descents`, largest first: dark for the experts of the tasks in the loss, pale for all others."""
     promises = descents(record, iteration)

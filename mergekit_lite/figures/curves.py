@@ -1,5 +1,6 @@
 """Curves: any lines with bands and references, and what adaptation and Frank-Wolfe do step by step."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from mergekit_lite.figures.style import (
     legend,
     look,
     looks,
-    style,
+    styled,
     written,
 )  # fmt: skip
 from mergekit_lite.figures.tables import title
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from mergekit_lite.study.records import Record
 
 
-@style()
+@styled()
 def lines(
     frame: pd.DataFrame,
     *,
@@ -92,7 +93,7 @@ def lines(
             panel.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
             panel.set_xticks([], minor=True)
         panel.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel(textwrap.fill(ylabel, 36))  # letters that fit the height
     hollow = Line2D([], [], color=PALE, marker="o", markerfacecolor=WHITE, linewidth=0.8)
     legend(figure, {f"hollow: {label}": hollow} if label and not apart else None)
     figure.set_label(f"Curves of {ylabel} against {xlabel}: {'; '.join(said)}.")
@@ -126,7 +127,7 @@ def _told(points: pd.DataFrame) -> str:
     return text + (f", highest {written(top['y'])} at {top['x']:.3g}" if inside else "")
 
 
-@style()
+@styled()
 def adaptation_curve(records: Iterable["Record"]) -> Figure:
     """Draw accuracy (%) against steps for the records with a curve, and below it the entropy that they minimise.
 
@@ -162,7 +163,7 @@ def adaptation_curve(records: Iterable["Record"]) -> Figure:
     return figure
 
 
-@style()
+@styled()
 def frank_wolfe_trace(records: Mapping[str, "Record"]) -> Figure:
     """Draw accuracy, loss and duality gap of several runs against the iteration.
 

@@ -15,14 +15,14 @@ from matplotlib.patches import Rectangle
 from mergekit_lite.analysis.accuracy import accuracy_frame
 from mergekit_lite.analysis.traces import block, choice_frame, coefficients
 from mergekit_lite.errors import KitError
-from mergekit_lite.figures.style import INK, WHITE, WIDTH, canvas, column, signed, style
+from mergekit_lite.figures.style import INK, WHITE, WIDTH, canvas, column, signed, styled
 
 if TYPE_CHECKING:
     from mergekit_lite.analysis.geometry import Geometry
     from mergekit_lite.study.records import Record
 
 
-@style()
+@styled()
 def accuracy_heatmap(records: Iterable["Record"]) -> Figure:
     """Draw the accuracy (%) of each record (rows) on each task (columns), with the average as last column."""
     records = list(records)
@@ -44,7 +44,7 @@ def accuracy_heatmap(records: Iterable["Record"]) -> Figure:
     return figure
 
 
-@style()
+@styled()
 def transfer_heatmap(frame: pd.DataFrame) -> Figure:
     """Draw how each expert (rows) changes the accuracy on each task (columns), in points; a frame marks its own task.
 
@@ -69,7 +69,7 @@ def transfer_heatmap(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-@style()
+@styled()
 def cosine_heatmap(geometry: "Geometry") -> Figure:
     """Draw the cosine between the task vectors of any two experts, and their lengths as a column beside it."""
     names, cosines, norms = list(geometry.names), geometry.cosines.numpy(), 100 * geometry.norms.numpy()
@@ -91,7 +91,7 @@ def cosine_heatmap(geometry: "Geometry") -> Figure:
     return figure
 
 
-@style()
+@styled()
 def pair_heatmap(frame: pd.DataFrame) -> Figure:
     """Draw what each task (rows) keeps of its expert's accuracy when it is merged with one other expert (columns).
 
@@ -117,7 +117,7 @@ def pair_heatmap(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-@style()
+@styled()
 def coefficient_map(record: "Record") -> Figure:
     """Draw the coefficient of each expert (rows) for each tensor (columns); white is where all of them started."""
     frame, initial = coefficients(record), float(record.cell.parameters["initial"])
@@ -155,7 +155,7 @@ def _parts(tensors: Iterable[str]) -> list[str]:
     ]
 
 
-@style()
+@styled()
 def choice_map(record: "Record") -> Figure:
     """Draw `traces.choice_frame`; bold and above the line stand the vertices whose tasks make up the loss."""
     frame = choice_frame(record)

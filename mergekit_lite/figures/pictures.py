@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
-from mergekit_lite.figures.style import WIDTH, style
+from mergekit_lite.figures.style import WIDTH, styled
 from mergekit_lite.suites.corruptions import corrupt
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
 
 
-@style()
+@styled()
 def gallery(suite: "Suite", tasks: Sequence[str], columns: int = 8, pixels: int = 64, rows: int = 1) -> Figure:
     """Draw `rows` times `columns` test images of each task, with the class names as the text encoder reads them.
 
@@ -45,7 +45,7 @@ def gallery(suite: "Suite", tasks: Sequence[str], columns: int = 8, pixels: int 
     return sheet.figure
 
 
-@style()
+@styled()
 def corrupted_pictures(suite: "Suite", tasks: Sequence[str], corruptions: Sequence[str], pixels: int = 96) -> Figure:
     """Draw a test image of each task (rows) as it is and under each corruption (columns), at severity 2.
 

@@ -23,13 +23,13 @@ from mergekit_lite.figures.style import (
     legend,
     look,
     looks,
-    style,
+    styled,
     written,
 )  # fmt: skip
 from mergekit_lite.figures.tables import title
 
 
-@style()
+@styled()
 def scatter(frame: pd.DataFrame, *, xlabel: str, ylabel: str, diagonal: bool = False) -> Figure:
     """Draw points, each group in its own colour and marker; the alternative text tells the rank correlation.
 
@@ -70,7 +70,7 @@ def scatter(frame: pd.DataFrame, *, xlabel: str, ylabel: str, diagonal: bool = F
     return figure
 
 
-@style()
+@styled()
 def cost_scatter(
     frame: pd.DataFrame, references: Mapping[str, float] | None = None, apart: Sequence[str] = ()
 ) -> Figure:
@@ -111,7 +111,7 @@ def cost_scatter(
     return figure
 
 
-@style()
+@styled()
 def group_dots(frame: pd.DataFrame, *, xlabel: str, zero: bool = False) -> Figure:
     """Draw a mark for each row and name, in one panel for each source of numbers.
 
@@ -167,7 +167,7 @@ def group_dots(frame: pd.DataFrame, *, xlabel: str, zero: bool = False) -> Figur
     return figure
 
 
-@style()
+@styled()
 def spread_dots(seeds: pd.DataFrame, images: Mapping[str, tuple[float, float, float]]) -> Figure:
     """Draw, for each method, how far its accuracy moves with the seed and with the test images, around its mean.
 
@@ -210,7 +210,7 @@ def spread_dots(seeds: pd.DataFrame, images: Mapping[str, tuple[float, float, fl
     return figure
 
 
-@style()
+@styled()
 def arrows(frame: pd.DataFrame, *, xlabel: str) -> Figure:
     """Draw an arrow from before to after for each row and series.
 

@@ -119,7 +119,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """Draw in the style of the book, see `STYLE`; also a decorator."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         yield
@@ -165,7 +165,7 @@ def legend(figure: Figure, extra: Mapping[str, Any] | None = None) -> None:
         handles, texts = axes.get_legend_handles_labels()
         found |= {text: handle for text, handle in zip(texts, handles, strict=True) if text not in found}
     found |= extra or {}
-    room = 15.5 * figure.get_figwidth()  # letters in a line; a handle is as wide as nine
+    room = 17 * figure.get_figwidth()  # letters in a line; a handle is as wide as nine
     for columns in range(len(found), 0, -1):
         # As matplotlib fills them: downwards, and the first columns take what does not divide.
         parts = np.array_split([len(text) + 9 for text in found], columns)
@@ -209,7 +209,7 @@ def figure_html(figure: Figure, alt: str | None = None, caption: str | None = No
     if not alt:
         raise KitError("This figure has no alternative text. Say in show(figure, alt=...) what it shows, with numbers.")
     stream = io.BytesIO()
-    with style():
+    with styled():
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     data = base64.b64encode(_lean(stream.getvalue().decode()).encode()).decode()
     below = f"\n<figcaption>{escape(caption)}</figcaption>" if caption else ""

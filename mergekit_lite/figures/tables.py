@@ -20,12 +20,12 @@ REFERENCES = frozenset({"pretrained", "individual", "multi_task_training"})
 """Methods that merge nothing: where merging starts from and what it could reach. They are never called the best."""
 
 
+_CELL = "padding:0.3em 0.45em;text-align:left"  # narrow: twelve columns have to fit a page
+
+
 def title(name: str) -> str:
     """Return the title of the method called `name`, or the name itself if no method is called so."""
     return next((info.title for info in registry.all_methods() if info.name == name), name)
-
-
-_CELL = "padding:0.3em 0.45em;text-align:left"  # narrow: twelve columns have to fit a page
 
 
 def accuracy_table(

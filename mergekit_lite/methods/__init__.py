@@ -7,12 +7,12 @@ from mergekit_lite.methods.references import individual, pretrained
 from mergekit_lite.methods.multi_task import multi_task_training
 from mergekit_lite.methods.averaging import fixed_coefficients, simple_average, task_arithmetic
 from mergekit_lite.methods.ties import ties_merging
-from mergekit_lite.methods.dare import dare
-from mergekit_lite.methods.consensus import consensus
+from mergekit_lite.methods.dare_merging import dare
+from mergekit_lite.methods.consensus_merging import consensus
 from mergekit_lite.methods.tsv import tsv_merging
 from mergekit_lite.methods.isotropic import iso_c, iso_cts
 from mergekit_lite.methods.fisher import fisher_merging
-from mergekit_lite.methods.regmean import regmean
+from mergekit_lite.methods.regmean_merging import regmean
 from mergekit_lite.methods.adamerging import (
     layer_wise_adamerging,
     layer_wise_adamerging_plus,

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_lite import cli
 from mergekit_lite.pipeline.book import EXECUTED, toc_pages
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def _keep_colons(app: "Sphinx", what: str, name: str, obj: Any, options: Any, li
 
 def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
     if COMMANDS in source[0]:
-        app.env.note_dependency(str(Path(cli.__file__)))
+        app.env.note_dependency(str(Path(__file__).parents[1] / "cli.py"))
         source[0] = source[0].replace(COMMANDS, commands())
     root = Path(app.srcdir)
     for words, folder in _FOLDERS.items():
@@ -72,7 +71,7 @@ def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
 
 def commands() -> str:
     """Return the commands of the command line as Markdown, a section each, as typer writes them."""
-    typer = [sys.executable, "-m", "typer", cli.__name__, "utils", "docs", "--name", "mergekit-lite"]
+    typer = [sys.executable, "-m", "typer", "mergekit_lite.cli", "utils", "docs", "--name", "mergekit-lite"]
     whole = subprocess.run(typer, capture_output=True, check=True, encoding="utf-8").stdout
     return whole[whole.index("\n## ") :]  # without a title: the page has its own
 

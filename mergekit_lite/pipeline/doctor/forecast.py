@@ -93,34 +93,15 @@ class _Estimate:
 
     def __init__(self, suite: Suite, records: Sequence[Record]) -> None:
         self.suite, self.sizes = suite, suite.sizes
-        self.pace = self._seconds_per_image()
-        # Evaluating is timed in every record, so that the pace of the other machine is in there.
-        paces = [
-            record.seconds["evaluate"]
-            / max(1, len(record.curve))
-            / sum(self.sizes[task][1] for task in record.accuracy)
-            for record in records
-        ]
-        self.slower = self.pace / statistics.median(paces)
+        self.pace = _seconds_per_image(suite)
+        # Every record holds the time of its evaluation, and so the pace of the machine that made it.
+        there = statistics.median(
+            one.seconds["evaluate"] / max(1, len(one.curve)) / sum(self.sizes[task][1] for task in one.accuracy)
+            for one in records
+        )
+        self.slower = self.pace / there
         self.workers = 1 if suite.device.type == "cuda" else cores()
         self.made: set[Path] = set()
-
-    def _seconds_per_image(self) -> float:
-        """Time the encoder on one small test split, with one thread as in a worker."""
-        task = min(self.sizes, key=lambda name: self.sizes[name][1])
-        merged, threads, images = Merged(self.suite.base), torch.get_num_threads(), 0
-        # Of a processor, its own time: whatever else runs now may have ended when the profile is run.
-        clock = time.perf_counter if self.suite.device.type == "cuda" else time.process_time
-        torch.set_num_threads(1)
-        try:
-            evaluation.accuracies(self.suite, merged, (task,))  # what happens once does not count
-            begun = clock()
-            while clock() - begun < 0.5:
-                evaluation.accuracies(self.suite, merged, (task,))
-                images += self.sizes[task][1]
-            return (clock() - begun) / images
-        finally:
-            torch.set_num_threads(threads)
 
     def forecast(self, notebook: str, records: Sequence[Record]) -> Forecast:
         folder = cache_dir("records", self.suite.name)
@@ -169,6 +150,24 @@ class _Estimate:
 
     def _expert(self, seed: int, task: str) -> str:
         return self.suite.with_expert_seed(seed).fingerprint((task,), ())["experts"][task]
+
+
+def _seconds_per_image(suite: Suite) -> float:
+    """Time the encoder on one small test split, with one thread as in a worker."""
+    task, (_, size) = min(suite.sizes.items(), key=lambda entry: entry[1][1])
+    # Of a processor, its own time: whatever else runs now may have ended when the profile is run.
+    clock = time.perf_counter if suite.device.type == "cuda" else time.process_time
+    threads, images = torch.get_num_threads(), 0
+    torch.set_num_threads(1)
+    try:
+        evaluation.accuracies(suite, Merged(suite.base), (task,))  # what happens once does not count
+        begun = clock()
+        while clock() - begun < 0.5:
+            evaluation.accuracies(suite, Merged(suite.base), (task,))
+            images += size
+        return (clock() - begun) / images
+    finally:
+        torch.set_num_threads(threads)
 
 
 def side_by_side_seconds(seconds: Sequence[float], workers: int) -> float:

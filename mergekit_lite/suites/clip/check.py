@@ -37,7 +37,7 @@ class Checked(NamedTuple):
 
 
 def skipped() -> bool:
-    """Return whether the user asked to go on without the check."""
+    """Return whether the user asked to merge without the check."""
     return os.environ.get(VARIABLE, "").lower() not in ("", "0", "false", "no")
 
 

@@ -27,7 +27,7 @@ class ClipSuite(Suite):
 
     def __init__(self, model: ClipModel, device: torch.device) -> None:
         """Build the model with the base weights of `model`, which are fetched if they are not there."""
-        import open_clip
+        import open_clip  # takes seconds, which who only converts or asks for sizes need not wait for
 
         self.model, self.entries = model, hub_tasks()
         path = hub.downloaded(*base_file(model))

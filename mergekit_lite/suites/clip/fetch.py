@@ -111,12 +111,12 @@ def _complain(items: Sequence[Item]) -> None:
     if failed:
         lines = "\n".join(f"  {item.what}: {item.problem}" for item in failed)
         raise KitError(
-            f"{len(failed)} of {len(items)} could not be had from the hub; what was fetched is kept.\n{lines}"
+            f"{len(failed)} of {len(items)} could not be fetched from the hub; what was fetched is kept.\n{lines}"
         )
 
 
 def table(items: Sequence[Item]) -> Table:
-    """Return what is there and what is not, a row each, sizes in gigabytes."""
+    """Return what is there and what is not, one row per item, sizes in gigabytes."""
     shown = Table("what", "from", "commit", "download", "size", "state", "hash")
     shown.columns[1].overflow = "fold"
     for column in (shown.columns[3], shown.columns[4]):

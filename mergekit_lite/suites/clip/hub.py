@@ -119,7 +119,7 @@ def retried(call: Callable[[], Answer], pauses: tuple[float, ...] = PAUSES) -> A
 
 
 def explained(error: BaseException, what: str) -> KitError:
-    """Return why `what` could not be had from the hub, and what to do; `error` is what a library of the hub raised."""
+    """Return why `what` could not be fetched, and what to do; `error` is what a library of the hub raised."""
     if isinstance(error, KitError):
         return error
     response, chain = _response(error), list(_chain(error))

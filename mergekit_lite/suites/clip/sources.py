@@ -193,7 +193,7 @@ def the_library() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Switch off the library's progress bars, of which there would be several a split."""
+    """Switch off the library's progress bars, of which there would be several per split."""
     library = the_library()
     shown = library.is_progress_bar_enabled()
     library.disable_progress_bars()

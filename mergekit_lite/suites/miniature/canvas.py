@@ -98,7 +98,7 @@ class Canvas:
     # painting
 
     def fill(self, colour: Tensor) -> None:
-        """Cover everything with one colour a picture."""
+        """Cover everything with one colour per picture."""
         self.pixels = colour.expand_as(self.pixels).clone()
 
     def blend(self, coverage: Tensor, colour: Tensor) -> None:
@@ -242,7 +242,7 @@ def glyph_atlas(text: str) -> Tensor:
 
 
 def glyph(canvas: Canvas, f: Frame, text: str | Sequence[str], font: int | None = None) -> Tensor:
-    """Return the coverage (n, 32, 32) of `text` filling the frame's square from -1 to 1, in a random font a picture.
+    """Return the coverage (n, 32, 32) of `text` filling the frame's square from -1 to 1, in a random font per picture.
 
     Of several texts, each picture gets one at random.
     """

@@ -29,12 +29,12 @@ class PretrainingRecipe:
 
     Attributes:
         images: pictures of the first stage, each seen once.
-        batch_size: pictures a step.
+        batch_size: pictures per step.
         learning_rate: peak of the one-cycle schedule of the first stage; AdamW.
         weight_decay: on weight matrices only.
         warm_up: share of the steps.
-        shard: pictures a task that are drawn and shuffled together.
-        naming_images: pictures a task that the second stage looks at.
+        shard: pictures per task that are drawn and shuffled together.
+        naming_images: pictures per task that the second stage looks at.
         naming_steps: steps of the second stage.
         naming_rate: first learning rate of the second stage, falling to zero along a cosine.
         seed: of the model's first weights, the captions and the order of pictures.

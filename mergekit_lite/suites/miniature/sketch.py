@@ -1,7 +1,7 @@
 """A small language for pictures made of coloured parts, compact enough for tables of many classes.
 
 A sketch such as `"red o 0 10 60 55, brown s 8 0 -40 10 -75"` lists parts from back to front: a colour of `PALETTE`
-(left out, the colour before goes on), a kind of shape and its numbers in hundredths, x to the right and y down:
+(left out, it is the colour before), a kind of shape and its numbers in hundredths, x to the right and y down:
 
     o x y rx ry             ellipse; a and u are its upper and lower half
     b left top right bottom box
@@ -85,7 +85,7 @@ def parse(text: str) -> tuple[Part, ...]:
 
 
 def paint_parts(c: Canvas, f: Frame, parts: Sequence[Part], when: Tensor | float = 1.0) -> None:
-    """Paint the parts from back to front, in the pictures where `when` is 1; one shade of each colour a picture."""
+    """Paint the parts from back to front, in the pictures where `when` is 1; one shade of each colour per picture."""
     shades = {name: c.colour(*PALETTE[name]) for name in dict.fromkeys(part.colour for part in parts)}
     for name, group in groupby(parts, key=lambda part: part.colour):
         c.paint(either(*(distance(f, part) for part in group)), shades[name], f, when)

@@ -19,13 +19,12 @@ from mergekit_lite.suites.miniature.canvas import (
 )
 from mergekit_lite.suites.miniature.drawing import DrawnClass, DrawnTask
 
-LEAF, YELLOW, ORANGE, RED, PINK, PURPLE, BLUE = (
+LEAF, YELLOW, ORANGE, RED, PINK, BLUE = (
     (0.22, 0.38),
     (0.12, 0.16),
     (0.04, 0.09),
     (0.96, 1.02),
     (0.86, 0.95),
-    (0.74, 0.84),
     (0.6, 0.7),
 )
 BROWN: Range = (0.04, 0.1)

@@ -1,4 +1,4 @@
-"""Small things of all sorts, one a picture on any ground: the counterpart of CIFAR100."""
+"""Small things of all sorts, one per picture on any ground: the counterpart of CIFAR100."""
 
 from functools import partial
 
