@@ -9,18 +9,16 @@ from torch import Tensor
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.frank_wolfe.oracle import (
+    Comparison,
     Granularity,
-    Oracle,
-    assembled,
+    Patchwork,
+    Pick,
+    compare,
     duality_gap,
     inner_products,
-    lowest,
-    negligible,
     norms,
-    scores,
-    select,
-    simplex_projection,
 )
+from mergekit_lite.methods.frank_wolfe.soft import simplex_projection
 from mergekit_lite.weight_files import LazyWeights, write
 
 SHAPES = {"conv": (4, 3, 2, 2), "bias": (5,), "matrix": (6, 4)}
@@ -39,9 +37,14 @@ def flat(weights: dict[str, Tensor]) -> Tensor:
     return torch.cat([weights[name].flatten() for name in SHAPES])
 
 
-def rated(oracle: Oracle, granularity: Granularity) -> Tensor:
-    products = inner_products(GRADIENT, VERTICES)
-    return scores(products, GRADIENT, oracle, granularity, norms(VERTICES, tuple(GRADIENT)))
+def by_products(
+    gradient: dict[str, Tensor] = GRADIENT, vertices: dict[str, dict[str, Tensor]] = VERTICES
+) -> Comparison:
+    return compare(THETA, gradient, vertices)
+
+
+def by_cosines(gradient: dict[str, Tensor] = GRADIENT, vertices: dict[str, dict[str, Tensor]] = VERTICES) -> Comparison:
+    return compare(THETA, gradient, vertices, norms(vertices, tuple(gradient)))
 
 
 def nearest_by_faces(values: Tensor, *, capped: bool) -> Tensor:
@@ -83,21 +86,37 @@ def test_the_simplex_projection_is_the_nearest_point(size: int, capped: bool) ->
     assert ((total <= 1 + 1e-12) if capped else (total - 1).abs() < 1e-12).all()
 
 
+@pytest.mark.parametrize("whole", [2e6, 2.0**24, -1e7])
+def test_the_simplex_projection_keeps_the_digits_of_large_values(whole: float) -> None:
+    wide = simplex_projection(torch.tensor([whole + 0.5, whole, whole], dtype=torch.float64))
+    torch.testing.assert_close(wide, torch.tensor([2 / 3, 1 / 6, 1 / 6], dtype=torch.float64))
+    rounded = torch.tensor([whole + 2, whole, whole]) if abs(whole) > 4e6 else torch.tensor([whole + 0.5, whole, whole])
+    expected = [1.0, 0, 0] if abs(whole) > 4e6 else [2 / 3, 1 / 6, 1 / 6]
+    torch.testing.assert_close(simplex_projection(rounded), torch.tensor(expected))
+
+
 def test_scores_of_whole_models_equal_those_of_flattened_models() -> None:
-    for score, vertex in zip(rated("inner product", "model"), VERTICES.values(), strict=True):
-        assert float(score) == pytest.approx(float(flat(GRADIENT) @ flat(vertex)), rel=1e-12)
-    for score, vertex in zip(rated("cosine", "model"), VERTICES.values(), strict=True):
+    for score, vertex in zip(by_products().totals().values(), VERTICES.values(), strict=True):
+        assert score == pytest.approx(float(flat(GRADIENT) @ flat(vertex)), rel=1e-12)
+    for score, vertex in zip(by_cosines().totals().values(), VERTICES.values(), strict=True):
         summed = sum(
             float(torch.nn.functional.cosine_similarity(GRADIENT[name].flatten(), vertex[name].flatten(), dim=0))
             for name in SHAPES
         )
-        assert float(score) == pytest.approx(summed, rel=1e-10)
+        assert score == pytest.approx(summed, rel=1e-10)
+    assert by_cosines().scores.abs().max() <= 1
 
 
-def test_scores_of_tensors_add_up_to_those_of_models() -> None:
-    for oracle in ("inner product", "cosine"):
-        torch.testing.assert_close(rated(oracle, "tensor").sum(dim=1), rated(oracle, "model"))
-    assert rated("cosine", "tensor").abs().max() <= 1
+def test_the_cosines_of_a_tensor_that_is_split_count_more_than_once() -> None:
+    parted = {
+        name: {"conv": one["conv"], "bias": one["bias"], "upper": one["matrix"][:3], "lower": one["matrix"][3:]}
+        for name, one in {"gradient": GRADIENT, "theta": THETA, **VERTICES}.items()
+    }
+    gradient, theta = parted.pop("gradient"), parted.pop("theta")
+    split = compare(theta, gradient, parted, norms(parted, tuple(gradient)))
+    assert split.totals() != pytest.approx(by_cosines().totals())
+    plain = compare(theta, gradient, parted)
+    assert plain.totals() == pytest.approx(by_products().totals())  # inner products do not see it
 
 
 def test_inner_products_of_half_precision_models_are_formed_in_float64() -> None:
@@ -117,69 +136,53 @@ def test_vertices_in_files_give_the_same_bits(tmp_path: Path) -> None:
 
 def test_a_gradient_of_rounding_noise_does_not_count() -> None:
     noisy = {**GRADIENT, "bias": 1e-15 * GRADIENT["bias"]}
-    assert negligible(noisy).tolist() == [False, True, False]
+    assert by_products(noisy).still.tolist() == [False, True, False]
     # float32 knows fewer digits, so that more of it is noise
     single = {name: tensor.float() for name, tensor in {**GRADIENT, "bias": 1e-6 * GRADIENT["bias"]}.items()}
-    assert negligible(single).tolist() == [False, True, False]
-    assert not negligible({**GRADIENT, "bias": 1e-6 * GRADIENT["bias"]}).any()
-    products = inner_products(noisy, VERTICES)
-    table = scores(products, noisy, "cosine", "tensor", norms(VERTICES, tuple(noisy)))
-    assert (table[:, 1] == 0).all()
-    (pick,) = lowest(table, noisy, tuple(VERTICES))
+    assert by_products(single).still.tolist() == [False, True, False]
+    assert not by_products({**GRADIENT, "bias": 1e-6 * GRADIENT["bias"]}).still.any()
+    answer = by_cosines(noisy)
+    assert (answer.scores[:, 1] == 0).all()
+    (pick,) = answer.lowest("tensor")
     assert pick["bias"] is None  # it stays where it is
-    mixed = assembled(pick, VERTICES, THETA)
+    mixed = Patchwork(pick, VERTICES, THETA)
     assert torch.equal(mixed["bias"], THETA["bias"])
     assert torch.equal(mixed["matrix"], VERTICES[str(pick["matrix"])]["matrix"])
 
 
 def test_a_gradient_that_is_zero_everywhere_leaves_all_tensors_and_makes_no_nan() -> None:
     zero = {name: torch.zeros_like(tensor) for name, tensor in GRADIENT.items()}
-    answer = select(THETA, [zero], VERTICES, each=1, oracle="cosine", granularity="tensor")
-    assert set(answer.picks[0].values()) == {None}
-    assert (answer.gap, answer.descent) == (0, 0)
+    answer = by_cosines(zero)
+    (pick,) = answer.lowest("tensor")
+    assert set(pick.values()) == {None}
+    assert (duality_gap(answer.own, answer.products, "tensor"), answer.descent(pick)) == (0, 0)
 
 
 def test_a_vertex_tensor_of_zeros_has_cosine_zero() -> None:
     vertices = {**VERTICES, "b": {**VERTICES["b"], "bias": torch.zeros(5, dtype=torch.float64)}}
-    table = scores(inner_products(GRADIENT, vertices), GRADIENT, "cosine", "tensor", norms(vertices, tuple(GRADIENT)))
+    table = by_cosines(vertices=vertices).scores
     assert table[1, 1] == 0
     assert table.isfinite().all()
 
 
 def test_of_equal_scores_the_first_vertex_is_picked() -> None:
-    twins = {"first": VERTICES["a"], "second": VERTICES["a"]}
-    for granularity in ("model", "tensor"):
-        answer = select(THETA, [GRADIENT], twins, each=1, oracle="inner product", granularity=granularity)
-        assert set(answer.picks[0].values()) == {"first"}
+    twins = by_products(vertices={"first": VERTICES["a"], "second": VERTICES["a"]})
+    assert set(twins.lowest("model")[0].values()) == {"first"}
+    assert set(twins.lowest("tensor")[0].values()) == {"first"}
 
 
-def test_picks_are_best_first_and_none_comes_twice() -> None:
-    for granularity in ("model", "tensor"):
-        gradients = [GRADIENT, GRADIENT, model(5)]
-        answer = select(THETA, gradients, VERTICES, each=1, oracle="inner product", granularity=granularity)
-        top = select(THETA, [GRADIENT], VERTICES, each=2, oracle="inner product", granularity=granularity)
-        assert answer.picks[:2] == top.picks  # twice the same gradient: its best, then its second best
-        for name in SHAPES:
-            assert len({pick[name] for pick in answer.picks}) == 3
-            expected = inner_products(GRADIENT, VERTICES)
-            column = expected.sum(dim=1) if granularity == "model" else expected[:, list(SHAPES).index(name)]
-            assert top.picks[0][name] == tuple(VERTICES)[int(column.argmin())]
-
-
-def test_the_pool_ends_the_choice() -> None:
-    asked = []
-
-    def gradients() -> list[dict[str, Tensor]]:
-        return [model(seed) for seed in range(20, 26)]
-
-    def counted() -> object:
-        for gradient in gradients():
-            asked.append(1)
-            yield gradient
-
-    answer = select(THETA, counted(), VERTICES, each=1, oracle="cosine", granularity="model")  # type: ignore[arg-type]
-    assert sorted(str(pick["bias"]) for pick in answer.picks) == ["a", "b", "c", "d"]
-    assert len(asked) == 4  # no gradient is measured for a task that has nothing left to choose from
+@pytest.mark.parametrize("granularity", ["model", "tensor"])
+def test_picks_are_best_first_and_none_comes_twice(granularity: Granularity) -> None:
+    top = by_products().lowest(granularity, 2)
+    picks: list[Pick] = []
+    for gradient in (GRADIENT, GRADIENT, model(5)):
+        picks += by_products(gradient).lowest(granularity, taken=picks)
+    assert picks[:2] == top  # twice the same gradient: its best, then its second best
+    expected = by_products().products
+    for column, name in enumerate(SHAPES):
+        assert len({pick[name] for pick in picks}) == 3
+        scores = expected.sum(dim=1) if granularity == "model" else expected[:, column]
+        assert top[0][name] == tuple(VERTICES)[int(scores.argmin())]
 
 
 @pytest.mark.parametrize("granularity", ["model", "tensor"])
@@ -195,8 +198,8 @@ def test_the_gap_is_not_negative_in_the_hull_and_zero_at_an_optimal_vertex(granu
         }
         own = inner_products(GRADIENT, {"theta": inside})[0]
         assert duality_gap(own, products, granularity) > 0
-    (pick,) = lowest(products if granularity == "tensor" else products.sum(dim=1), GRADIENT, tuple(VERTICES))
-    optimum = assembled(pick, VERTICES, THETA)
+    (pick,) = by_products().lowest(granularity)
+    optimum = Patchwork(pick, VERTICES, THETA)
     own = inner_products(GRADIENT, {"theta": optimum})[0]
     assert duality_gap(own, products, granularity) == pytest.approx(0, abs=1e-12)
 
@@ -204,17 +207,22 @@ def test_the_gap_is_not_negative_in_the_hull_and_zero_at_an_optimal_vertex(granu
 def test_the_gap_of_several_gradients_is_that_of_their_sum() -> None:
     parts = [model(seed) for seed in (30, 31, 32)]
     whole = {name: sum(part[name] for part in parts) for name in SHAPES}
-    answer = select(THETA, parts, VERTICES, each=1, oracle="cosine", granularity="model")
+    answers = [by_cosines(part) for part in parts]
+    own, products = (
+        torch.stack(each).sum(dim=0) for each in zip(*((one.own, one.products) for one in answers), strict=True)
+    )
     flat_gap = max(float(flat(whole) @ (flat(THETA) - flat(vertex))) for vertex in VERTICES.values())  # type: ignore[arg-type]
-    assert answer.gap == pytest.approx(flat_gap, rel=1e-12)
+    assert duality_gap(own, products, "model") == pytest.approx(flat_gap, rel=1e-12)
 
 
 def test_descent_is_the_gap_of_the_chosen_vertex() -> None:
-    exact = select(THETA, [GRADIENT], VERTICES, each=1, oracle="inner product", granularity="model")
-    assert exact.descent == pytest.approx(exact.gap, rel=1e-12)
-    cosine = select(THETA, [GRADIENT], VERTICES, each=1, oracle="cosine", granularity="model")
-    vertex = VERTICES[str(cosine.picks[0]["bias"])]
-    assert cosine.descent == pytest.approx(float(flat(GRADIENT) @ (flat(THETA) - flat(vertex))), rel=1e-12)
+    exact = by_products()
+    gap = duality_gap(exact.own, exact.products, "model")
+    assert exact.descent(exact.lowest("model")[0]) == pytest.approx(gap, rel=1e-12)
+    cosine = by_cosines()
+    (pick,) = cosine.lowest("model")
+    vertex = VERTICES[str(pick["bias"])]
+    assert cosine.descent(pick) == pytest.approx(float(flat(GRADIENT) @ (flat(THETA) - flat(vertex))), rel=1e-12)
 
 
 def test_nan_in_a_vertex_is_named() -> None:

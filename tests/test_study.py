@@ -110,29 +110,72 @@ def test_labelled_images_come_from_the_training_split_with_their_labels(suite: "
     assert len({image.numpy().tobytes() for image in images}) == 40
 
 
-def test_with_few_samples_only_those_are_seen_again_and_again(suite: "Suite") -> None:
-    data = task_data.shown(suite, ("digits",), Access.CALIBRATION)
-    drawn = [pixels(batch["digits"]) for batch in data.batches(images_per_task=5, steps=4, seed=3, keep=10)]
-    assert all(np.array_equal(drawn[step], drawn[step + 2]) for step in range(2))
-    assert len({image.tobytes() for batch in drawn for image in batch}) == 10
-    full = next(iter(data.batches(images_per_task=5, steps=1, seed=3)))
-    assert np.array_equal(pixels(full["digits"]), drawn[0])
+def asked(suite: "Suite", **given: Any) -> list[list[bytes]]:
+    data = task_data.shown(suite, ("digits",), Access.UNLABELLED)
+    drawn = data.batches(**{"images_per_task": 15, "steps": 6, "seed": 3, **given})
+    return [[image.tobytes() for image in pixels(batch["digits"])] for batch in drawn]
 
 
-def test_of_a_share_only_that_part_of_the_images_is_seen(suite: "Suite") -> None:
-    def shown(share: float, steps: int = 6) -> list[list[bytes]]:
-        data = task_data.shown(suite, ("digits",), Access.UNLABELLED)
-        drawn = data.batches(images_per_task=15, steps=steps, seed=3, keep=share)
-        return [[image.tobytes() for image in pixels(batch["digits"])] for batch in drawn]
+def test_of_some_kept_images_only_those_are_seen_again_and_again(suite: "Suite") -> None:
+    drawn = asked(suite, images_per_task=5, steps=4, keep=10)
+    assert drawn[:2] == drawn[2:]
+    assert len({image for batch in drawn for image in batch}) == 10
+    assert asked(suite, images_per_task=5, steps=1) == drawn[:1]
 
-    few, many = shown(0.1), shown(0.5)  # of 40 images
+
+def test_of_a_kept_share_only_that_part_of_the_images_is_seen(suite: "Suite") -> None:
+    few, many = asked(suite, keep=0.1), asked(suite, keep=0.5)  # of 40 images
     assert [len(set(batch)) for batch in few] == [len(batch) for batch in few] == [4] * 6  # none twice in a batch
     assert len({image for batch in few for image in batch}) == 4
     assert [len(batch) for batch in many] == [15] * 6
     assert len({image for batch in many for image in batch}) == 20
     assert {image for batch in few for image in batch} < {image for batch in many for image in batch}
-    assert [len(batch) for batch in shown(0.001)] == [1] * 6  # never none
-    assert shown(1.0, steps=2)[0][:4] == few[0]
+    assert [len(batch) for batch in asked(suite, keep=0.001)] == [1] * 6  # never none
+    assert asked(suite, keep=1.0, steps=2)[0][:4] == few[0]
+
+
+def test_a_number_and_a_share_keep_the_same_images_and_one_is_not_all(suite: "Suite") -> None:
+    assert asked(suite, keep=4) == asked(suite, keep=0.1)
+    assert asked(suite, keep=1.0) == asked(suite)
+    assert len({image for batch in asked(suite, keep=1) for image in batch}) == 1
+
+
+@pytest.mark.parametrize(("keep", "count"), [(7, 7), (0.25, 10), (None, 40), (1.0, 40), (100, 40)])
+def test_a_batch_larger_than_what_is_kept_holds_all_of_it_once(suite: "Suite", keep: Any, count: int) -> None:
+    drawn = asked(suite, images_per_task=60, steps=3, keep=keep)
+    assert [len(batch) for batch in drawn] == [count] * 3
+    assert [len(set(batch)) for batch in drawn] == [count] * 3
+
+
+def test_what_was_handed_out_is_counted_and_nothing_that_was_not(suite: "Suite") -> None:
+    for access, labels in ((Access.LABELLED, 24), (Access.UNLABELLED, 0), (Access.CALIBRATION, 0)):
+        data = task_data.shown(suite, TASKS, access)
+        drawn = data.batches(images_per_task=4, steps=10, seed=0, keep=8)
+        assert (data.images, data.labels) == (0, 0)
+        for _ in range(3):
+            next(iter(drawn))
+        assert (data.images, data.labels) == (24, labels)  # of two tasks
+
+
+@pytest.mark.parametrize("access", [Access.UNLABELLED, Access.CALIBRATION])
+def test_labels_are_for_labelled_access_only(suite: "Suite", access: Access) -> None:
+    (batch,) = task_data.shown(suite, TASKS, access).batches(images_per_task=4, steps=1, seed=0)
+    assert all(isinstance(examples, torch.Tensor) for examples in batch.values())
+
+
+def test_a_method_without_data_access_gets_no_images(suite: "Suite") -> None:
+    with pytest.raises(KitError, match=r"data access 'none' asked for images\."):
+        next(task_data.shown(suite, TASKS, Access.NONE).batches(images_per_task=4, steps=1, seed=0))
+
+
+def test_no_attribute_of_the_data_leads_to_the_suite(suite: "Suite") -> None:
+    data = task_data.shown(suite, TASKS, Access.UNLABELLED)
+    public = {name for name in dir(data) if not name.startswith("_")}
+    assert public == {"heads", "encode", "inputs", "batches", "images", "labels"}
+    held = [*vars(data).values(), *vars(type(data)).values()]
+    assert not any(isinstance(one, type(suite)) or getattr(one, "__self__", None) is suite for one in held)
+    data.heads["digits"].zero_()  # a copy
+    assert suite.heads["digits"].any()
 
 
 @pytest.mark.parametrize(

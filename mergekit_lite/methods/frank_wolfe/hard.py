@@ -181,9 +181,8 @@ def hard_frank_wolfe(
     Warns:
         RuntimeWarning: loss or gradient became NaN or infinite; the weights of the lowest loss so far are kept.
     """
-    opened = dict(experts.items())
-    theta, note = starting_point(start, base, opened, data, objective=objective, seed=seed)
-    vertices = vertex_pool(opened, theta if include_start else None)
+    theta, note = starting_point(start, base, experts, data, objective=objective, seed=seed)
+    vertices = vertex_pool(experts, theta if include_start else None)
     lengths = norms(vertices, tuple(base)) if oracle == "cosine" else None
     trace: dict[str, Any] = {"vertices": list(vertices), "tensors": list(base), "start": note}
     trace |= {key: [] for key in ("loss", "gap", "descent", "step", "chosen", "scores")}

@@ -233,9 +233,8 @@ def soft_frank_wolfe(
     Warns:
         RuntimeWarning: loss or gradient became NaN or infinite; the weights of the lowest loss so far are kept.
     """
-    opened = dict(experts.items())
-    theta, note = starting_point(start, base, opened, data, objective=objective, seed=seed)
-    vertices = vertex_pool(opened, theta if include_start else None)
+    theta, note = starting_point(start, base, experts, data, objective=objective, seed=seed)
+    vertices = vertex_pool(experts, theta if include_start else None)
     groups, each = _groups(selection, tuple(data.heads), vertices)
     lengths = norms(vertices, tuple(base)) if oracle == "cosine" else None
     trace: dict[str, Any] = {"vertices": list(vertices), "tensors": list(base), "start": note}
