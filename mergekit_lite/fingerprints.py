@@ -216,7 +216,10 @@ def _content(cell: Any) -> Any:
 def _module_named(node: ast.ImportFrom, names: Mapping[str, Any]) -> ModuleType | None:
     package = str(names.get("__package__") or "").split(".")
     above = package[: len(package) - node.level + 1] if node.level else []
-    return _loaded(".".join([*above, *([node.module] if node.module else [])]))
+    dotted = ".".join([*above, *([node.module] if node.module else [])])
+    # A module beside a file of one's own, see `load_method`, bears its folder's name behind an @.
+    beside = f"{dotted}@{str(names.get('__name__')).partition('@')[2]}"
+    return sys.modules.get(beside) or _loaded(dotted)
 
 
 def _loaded(name: str) -> ModuleType | None:

@@ -4,10 +4,12 @@ Of the code, what is computed counts (`mergekit_lite.fingerprints`): of the meth
 lies, of the task data, of the encoder and of the evaluation.
 """
 
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from mergekit_lite.cache import content_hash
+from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import PACKAGE, code_of
 from mergekit_lite.machine import versions
 from mergekit_lite.methods import registry
@@ -63,9 +65,9 @@ def fingerprint(suite: Suite, cell: Cell) -> dict[str, Any]:
 
 def code(suite: Suite, cell: Cell) -> str:
     """Return a hash of the code that computes a (resolved) cell."""
-    start = cell.parameters.get("start")  # the name of another method: no import leads there
-    methods = [registry.get(cell.method), *(info for info in registry.all_methods() if info.name == start)]
-    parts: list[Any] = [info.function for info in methods]
+    parts: list[Any] = [registry.get(cell.method).function]
+    with suppress(KitError):  # most often the name of another method, to which no import leads
+        parts.append(registry.get(str(cell.parameters.get("start"))).function)
     parts += [*suite.computing, evaluation.accuracies]
     if "data" in registry.get(cell.method).resources:
         parts.append(task_data.shown)
