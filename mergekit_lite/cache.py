@@ -75,9 +75,3 @@ def file_digest(path: Path) -> str:
 def file_hash(path: Path) -> str:
     """Return the first 16 digits of `file_digest`."""
     return file_digest(path)[:16]
-
-
-def code_lines(source: str) -> list[str]:
-    """Return the lines of a Python source text without blank lines and lines that hold only a comment."""
-    lines = (line.rstrip() for line in source.splitlines())
-    return [line for line in lines if line and not line.lstrip().startswith("#")]
