@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,21 +127,35 @@ def test_the_library_hash_changes_with_what_notebooks_show_and_not_with_what_dri
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     package = Path(runner.__file__).parents[1]
-    before, real = runner.library_hash(), cache.file_hash
+    before, code, data = runner.library_hash(), runner._code_hash, cache.file_hash
     files = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     drivers = {path for path in files if path.is_relative_to(package / "pipeline")}
     assert drivers
     hashed: list[Path] = []
 
-    def noted(path: Path) -> str:
-        hashed.append(path)
-        return real(path)
+    def noted(real: Callable[[Path], str]) -> Callable[[Path], str]:
+        def of(path: Path) -> str:
+            hashed.append(path)
+            return real(path)
 
-    monkeypatch.setattr(runner, "file_hash", noted)
+        return of
+
+    monkeypatch.setattr(runner, "_code_hash", noted(code))
+    monkeypatch.setattr(runner, "file_hash", noted(data))
     assert runner.library_hash() == before
     assert set(hashed) == set(files) - drivers - {package / "cli.py"}
-    monkeypatch.setattr(runner, "file_hash", lambda path: "x" if path.name == "reported.csv" else real(path))
+    monkeypatch.setattr(runner, "file_hash", lambda path: "x" if path.name == "reported.csv" else data(path))
     assert runner.library_hash() != before
+
+
+def test_the_hash_of_a_file_changes_with_its_code_and_not_with_its_words(tmp_path: Path) -> None:
+    path = tmp_path / "one.py"
+    path.write_text('"""One."""\n\ndef one(x: int) -> int:\n    return x + 1\n')
+    before = runner._code_hash(path)
+    path.write_text('"""Another."""\n\n\ndef one(x):\n    """Add."""\n    return x + 1  # one more\n')
+    assert runner._code_hash(path) == before
+    path.write_text("def one(x):\n    return x + 2\n")
+    assert runner._code_hash(path) != before
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 from mergekit_lite.cache import LEDGER, content_hash, file_hash
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.pipeline.profiles import Profile
+from mergekit_lite.syntax import dumped, plain
 
 KINDS: dict[str, type] = {kind.__name__: kind for kind in (str, int, float, bool)}
 """The types that a notebook's parameter may have: those that a line of a profile can hold."""
@@ -151,16 +152,23 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
 
 
 def library_hash() -> str:
-    """Return a hash of all files of this package that can change what a notebook shows, and of torch's version."""
+    """Return a hash of all that can change what a notebook shows: this package's code and data, torch and open_clip.
+
+    Of code, what is computed counts, and not its docstrings, comments or annotations (`mergekit_lite.syntax`).
+    """
     package = Path(__file__).parents[1]
     files = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     drivers = (package / "pipeline", package / "cli.py")  # these drive a run: what a notebook shows is not theirs
     hashes = {
-        path.relative_to(package).as_posix(): file_hash(path)
+        path.relative_to(package).as_posix(): _code_hash(path) if path.suffix == ".py" else file_hash(path)
         for path in files
         if not any(path.is_relative_to(driver) for driver in drivers)
     }
     return content_hash([hashes, version("torch"), version("open_clip_torch")])
+
+
+def _code_hash(path: Path) -> str:
+    return content_hash(dumped(plain(ast.parse(path.read_text(encoding="utf-8")))))
 
 
 def stamp(template: Path, parameters: Mapping[str, Any], library: str) -> str:
