@@ -88,7 +88,7 @@ def compare(
     """Compare vertices by their inner products with the gradient, or, given their `lengths`, by cosines.
 
     The cosine is taken tensor by tensor and summed, so a bias weighs as much as a matrix, and what counts as a tensor
-    decides: open_clip's layout of a ViT-B/32 has 152, transformers' with its separate queries, keys and values 199, and
+    decides: open_clip's layout of a ViT-B/32 has 151, transformers' with its separate queries, keys and values 199, and
     the same models may be ranked differently. It is zero where the vertex is zero, which has no direction, and where
     the gradient is, see `ROUNDING`.
 
