@@ -226,7 +226,8 @@ def _loaded(name: str) -> ModuleType | None:
     """Return a module; one of ours that only a running function would import is imported now, a library's is not."""
     if name not in sys.modules:
         try:
-            spec = importlib.util.find_spec(name)
+            # of the root, since to find what is inside a package imports the package
+            spec = importlib.util.find_spec(name.partition(".")[0])
             if spec and spec.origin and _ours(name, spec.origin):
                 return importlib.import_module(name)
         except (ImportError, ValueError):
