@@ -504,6 +504,11 @@ def test_the_images_of_an_iteration_are_asked_for_once(selection: Any, pico: Pic
     assert [asked["steps"] for asked in data.asked] == [1, 4] * 2
 
 
+def test_another_selection_than_there_is_says_which_there_are() -> None:
+    with pytest.raises(KitError, match=r"selection: int \| 'top-k' \| 'per task' = 'top-k'"):
+        resolve("soft_frank_wolfe", {"selection": "one a task"})
+
+
 def test_more_vertices_than_models_are_a_clear_error(pico: Pico, data: Labelled) -> None:
     with pytest.raises(KitError, match=r"^4 vertices cannot be chosen from 3: digits, signs, textures\."):
         run_soft(pico.base, pico.experts, data, selection=4)

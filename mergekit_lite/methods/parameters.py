@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
@@ -67,4 +68,8 @@ def _listing(schema: type[BaseModel]) -> str:
 def _type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(repr(choice) for choice in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return _type_name(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(map(_type_name, get_args(kind)))
     return kind.__name__ if isinstance(kind, type) else str(kind)

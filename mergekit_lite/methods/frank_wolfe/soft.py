@@ -82,7 +82,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 The paper's image experiments take 15 iterations from the pre-trained model and choose whole models. Not stated, as far
 as known, are k, the inner steps and learning rate, and what the inner problem starts from. The authors' runs that are
 called final differ from their commands: 15 or 20 iterations. FusionBench's inner problem minimises by default the
-entropy on test images, while its choice looks at labelled training images; here one objective serves both.
+entropy on test images, while its choice looks at labelled training images; here one objective serves both. Its choice
+is FusionBench's on its layout of the tensors only, see `oracle.compare`.
 """
 
 
