@@ -1,5 +1,6 @@
 """A profile is found from anywhere in the project, and what is wrong with one is said in words."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,33 @@ def test_a_bad_profile_is_worded(root: Path, text: str, words: str) -> None:
     (root / "profiles" / "smoke.yaml").write_text(text)
     with pytest.raises(KitError, match=words):
         profiles.load("smoke", root)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("suite: a\nnotebooks: {/etc/passwd: {}}", "notebooks./etc/passwd"),
+        ("suite: a\nnotebooks: {../notebooks/one: {}}", "notebooks.../notebooks/one"),
+        ("suite: a\nnotebooks: {one/two: {}}", "notebooks.one/two"),
+        (f"suite: a\nnotebooks: {{{'x' * 300}: {{}}}}", "should match pattern"),
+        ("suite: a\nnotebooks: {2020-01-01: {}}", "valid string"),
+        (f"suite: a\nnotebooks: {{one: {{steps: {'9' * 5000}}}}}", "not valid YAML"),
+        ("suite: a\nnotebooks: " + "{a: " * 3000 + "1" + "}" * 3000, "nested too deeply"),
+        ("suite: a\nnotebooks: &again [*again]", "not a valid profile"),
+        ("!!set {suite, notebooks}", "it holds set"),
+        ("!!binary aGVsbG8=", "it holds bytes"),
+        ("suite: 2020-01-01\nnotebooks: {one: {}}", "suite"),
+        ("suite:\t a\n\tb: c", "not valid YAML"),
+    ],
+)
+def test_a_strange_profile_is_worded(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "odd.yaml").write_text(text)
+    with pytest.raises(KitError, match=re.escape(words)):
+        profiles.load("odd", tmp_path)
+
+
+def test_a_folder_in_a_profiles_place_is_worded(tmp_path: Path) -> None:
+    (tmp_path / "profiles" / "odd.yaml").mkdir(parents=True)
+    with pytest.raises(KitError, match="cannot be read"):
+        profiles.load("odd", tmp_path)

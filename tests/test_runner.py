@@ -158,6 +158,43 @@ def test_the_hash_of_a_file_changes_with_its_code_and_not_with_its_words(tmp_pat
     assert runner._code_hash(path) != before
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"nbformat": 99, "nbformat_minor": 0, "metadata": {}, "cells": []}',
+        '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code", "metadata": {}}]}',
+        '{"nbformat": 4, "nbformat_minor": 5, "metadata": [], "cells": [1]}',
+    ],
+)
+def test_what_is_no_notebook_is_worded(tmp_path: Path, text: str) -> None:
+    write_notebook(tmp_path, "one").write_text(text)
+    with pytest.raises(KitError, match=r"notebooks/one.ipynb is not a notebook"):
+        runner.run_profile(write_profile(tmp_path, one={}), tmp_path)
+
+
+def test_a_folder_in_a_notebooks_place_is_worded(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path, "one")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(KitError, match="cannot be read"):
+        runner.run_profile(write_profile(tmp_path, one={}), tmp_path)
+
+
+def test_parameters_that_are_no_python_are_worded(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path, "one")
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = "steps: int = = 5"
+    nbformat.write(notebook, path)
+    with pytest.raises(KitError, match="the cell tagged `parameters` is no Python"):
+        runner.run_profile(write_profile(tmp_path, one={}), tmp_path)
+
+
 # --- running ----------------------------------------------------------------------------------------------------------
 
 

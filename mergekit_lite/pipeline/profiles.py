@@ -1,12 +1,15 @@
 """Profiles: which notebooks to run, on which suite and with which parameters."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from mergekit_lite.errors import KitError, suggestion
+
+PlainName = Annotated[str, StringConstraints(pattern=r"^\w[\w-]{0,99}$")]
+"""A name that becomes a file's: letters, digits, underscores and hyphens, so that no path climbs out of its folder."""
 
 
 class Budget(BaseModel):
@@ -37,11 +40,11 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: PlainName
     suite: str
     description: str = ""
     budget: Budget | None = None
-    notebooks: dict[str, dict[str, Any]] = Field(min_length=1)
+    notebooks: dict[PlainName, dict[str, Any]] = Field(min_length=1)
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -73,7 +76,11 @@ def load(name: str, root: Path) -> Profile:
         raise KitError(f"There is no profile '{name}'.{hint} Profiles: {', '.join(names) or 'none'}.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise KitError(f"profiles/{path.name} cannot be read ({error.strerror}). Make it a readable file.") from error
+    except RecursionError as error:
+        raise KitError(f"profiles/{path.name} is nested too deeply. Write it flat.") from error
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError is a number of thousands of digits, or no text at all
         raise KitError(f"profiles/{path.name} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise KitError(f"profiles/{path.name} must hold `suite:` and `notebooks:`; it holds {type(content).__name__}.")

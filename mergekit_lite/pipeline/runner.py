@@ -119,7 +119,10 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
     """
     for cell in read_notebook(path).cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
-            lines = ast.parse(cell.source).body
+            try:
+                lines = ast.parse(cell.source).body
+            except (SyntaxError, ValueError) as error:
+                raise KitError(f"{path.name}: the cell tagged `parameters` is no Python ({error}). Mend it.") from error
             return {one.name: one for one in (_parameter(line, path.name) for line in lines)}
     return {}
 
@@ -144,11 +147,16 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         KitError: the file is missing or is no notebook.
     """
     try:
-        return nbformat.read(path, as_version=4)
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
     except FileNotFoundError as error:
         raise KitError(f"There is no {path.parent.name}/{path.name}.") from error
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError) as error:
+    except OSError as error:
+        raise KitError(f"{path.parent.name}/{path.name} cannot be read ({error.strerror}).") from error
+    # What nbformat raises depends on what is wrong: no JSON, another version, a list for an object, a missing entry.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, nbformat.ValidationError) as error:
         raise KitError(f"{path.parent.name}/{path.name} is not a notebook ({type(error).__name__}).") from error
+    return notebook
 
 
 def library_hash() -> str:
