@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from itertools import count
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -40,9 +41,11 @@ def stand_ins() -> dict[str, dict[str, float | str]]:
     found: dict[str, dict[str, float | str]] = {
         f"{page}.ipynb": {} for page in toc_pages(ROOT) if page.startswith(EXECUTED)
     }
+    numbers = count(31.17)  # no two alike, so that a page shows which one it quotes
     for text in SOURCES.values():
         for notebook, name, _ in QUOTE.findall(text):
-            found[f"book/{notebook}"].setdefault(name, 31.17 + len(found[f"book/{notebook}"]))
+            if name not in found[f"book/{notebook}"]:
+                found[f"book/{notebook}"][name] = next(numbers)
         for name, notebook in PICTURE.findall(text):
             found[f"book/{notebook}"][name] = SHEET
     return found

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from mergekit_lite.errors import KitError, suggestion
 
-PlainName = Annotated[str, StringConstraints(pattern=r"^\w[\w-]{0,99}$")]
-"""A name that becomes a file's: letters, digits, underscores and hyphens, so that no path climbs out of its folder."""
+# A name that becomes a file's: letters, digits, underscores and hyphens, so that no path climbs out of its folder.
+_PlainName = Annotated[str, StringConstraints(pattern=r"^\w[\w-]{0,99}$")]
 
 
 class Budget(BaseModel):
@@ -40,11 +40,11 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: PlainName
+    name: _PlainName
     suite: str
     description: str = ""
     budget: Budget | None = None
-    notebooks: dict[PlainName, dict[str, Any]] = Field(min_length=1)
+    notebooks: dict[_PlainName, dict[str, Any]] = Field(min_length=1)
 
 
 def find_root(start: Path | None = None) -> Path:
