@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class Job:
         cell: as it was asked.
         resolved: with all parameters filled in.
         key: the name of its record.
+        parts: what the key is made of, see `keys.what_decides`.
         folder: where that is kept.
         source: where a worker process finds the method: a file to load, or the name of a module.
         commit: of the library's source.
@@ -35,6 +37,7 @@ class Job:
     cell: Cell
     resolved: Cell
     key: str
+    parts: Mapping[str, Any]
     folder: Path
     source: Path | str
     commit: str | None
@@ -127,11 +130,11 @@ def _answer(suite: Suite, job: Job) -> Record:
         provenance=Provenance(
             **versions(),
             device=device_name(suite.device),
-            dtype=keys.environment(suite)["dtype"],
+            dtype=job.parts["environment"]["dtype"],
             commit=job.commit,
-            suite=keys.fingerprint(suite, cell),
+            suite=job.parts["suite"],
             sources=suite.sources(cell.pool),
-            code=keys.code(suite, cell),
+            code=job.parts["code"],
             started=started,
         ),
     )

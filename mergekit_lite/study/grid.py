@@ -8,13 +8,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar, overload
 
-from mergekit_lite.cache import cache_dir
+from mergekit_lite.cache import cache_dir, content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.machine import source_commit
 from mergekit_lite.methods import registry
 from mergekit_lite.study.checks import resolved
 from mergekit_lite.study.computing import Job, compute
-from mergekit_lite.study.keys import key_of
+from mergekit_lite.study.keys import what_decides
 from mergekit_lite.study.records import Cell, Record, note, read_record
 from mergekit_lite.suites.suite import Suite
 from mergekit_lite.workers import cores, side_by_side
@@ -67,8 +67,8 @@ def run(
     jobs = []
     for cell in cells:
         info, whole = registry.get(cell.method), resolved(suite, cell)
-        source = info.source or info.function.__module__
-        jobs.append(Job(cell, whole, key_of(suite, whole), folder, source, commit))
+        parts, source = what_decides(suite, whole), info.source or info.function.__module__
+        jobs.append(Job(cell, whole, content_hash(parts), parts, folder, source, commit))
 
     records: dict[str, Record] = {}
     missing: dict[str, Job] = {}

@@ -35,19 +35,27 @@ def cell_key(suite: Suite, cell: Cell) -> str:
 
 def key_of(suite: Suite, cell: Cell) -> str:
     """Return the key of a cell that is resolved already."""
+    return content_hash(what_decides(suite, cell))
+
+
+def what_decides(suite: Suite, cell: Cell) -> dict[str, Any]:
+    """Return all that the key of a (resolved) cell is made of: what is asked, and what the answer depends on.
+
+    Returns:
+        ``cell`` and ``access``, the question; ``suite``, hashes of the weights and images that it looks at; ``code``, a
+        hash; and ``environment``: versions, class of device, and precision.
+    """
     # What is not used is left out, so that a new field of `Cell` renames no record.
     unused = {name for name in ("corruption", "broken") if not getattr(cell, name)}
     # A method of one's own is what its code does: the file that a name may begin with can move.
     method = cell.method.rpartition(":")[2]
-    return content_hash(
-        {
-            "cell": cell.model_dump(exclude=unused) | {"method": method},
-            "access": str(registry.get(cell.method).access_with(cell.parameters)),
-            "suite": fingerprint(asked(suite, cell), cell),
-            "code": code(suite, cell),
-            "environment": environment(suite),
-        }
-    )
+    return {
+        "cell": cell.model_dump(exclude=unused) | {"method": method},
+        "access": str(registry.get(cell.method).access_with(cell.parameters)),
+        "suite": _fingerprint(asked(suite, cell), cell),
+        "code": _code(suite, cell),
+        "environment": _environment(suite),
+    }
 
 
 def asked(suite: Suite, cell: Cell) -> Suite:
@@ -55,7 +63,7 @@ def asked(suite: Suite, cell: Cell) -> Suite:
     return corruptions.corrupted(suite.with_expert_seed(cell.expert_seed), cell.corruption)
 
 
-def fingerprint(suite: Suite, cell: Cell) -> dict[str, Any]:
+def _fingerprint(suite: Suite, cell: Cell) -> dict[str, Any]:
     """Return hashes of the weights and images that the (resolved) cell looks at; `suite` is the one it is about."""
     looked_at = tuple(dict.fromkeys((*cell.evaluate, *cell.adapt)))
     access = registry.get(cell.method).access_with(cell.parameters)
@@ -63,7 +71,7 @@ def fingerprint(suite: Suite, cell: Cell) -> dict[str, Any]:
     return suite.fingerprint(cell.pool, looked_at, learnt)
 
 
-def code(suite: Suite, cell: Cell) -> str:
+def _code(suite: Suite, cell: Cell) -> str:
     """Return a hash of the code that computes a (resolved) cell."""
     parts: list[Any] = [registry.get(cell.method).function]
     with suppress(KitError):  # most often the name of another method, to which no import leads
@@ -76,7 +84,7 @@ def code(suite: Suite, cell: Cell) -> str:
     return content_hash([_code_of(part) for part in parts])
 
 
-def environment(suite: Suite) -> dict[str, str]:
+def _environment(suite: Suite) -> dict[str, str]:
     """Return what else may change an answer's digits: versions, class of device, and precision."""
     # A build's suffix, such as +cpu, says what the class of device says.
     known = {name: version.partition("+")[0] for name, version in versions().items() if name in ("torch", "open_clip")}
