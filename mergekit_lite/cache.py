@@ -70,8 +70,3 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, all 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Return the first 16 digits of `file_digest`."""
-    return file_digest(path)[:16]

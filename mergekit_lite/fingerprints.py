@@ -21,7 +21,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from mergekit_lite.cache import content_hash
-from mergekit_lite.syntax import class_called, definitions, dumped, free_names, plain, statements, stored, tree_of
+from mergekit_lite.syntax import class_called, definitions, read, statements, stored, tree_of
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -137,9 +137,9 @@ class _Reader:
 
     def _read(self, node: ast.AST, names: Mapping[str, Any], closure: Mapping[str, Any]) -> Any:
         """Return the tree of `node` and, by name, all that it uses from outside."""
-        tree = plain(node)
+        tree, free, imports = read(node)
         used: dict[str, Any] = {}
-        for dotted in free_names(tree):
+        for dotted in free:
             name = dotted.partition(".")[0]
             if name in closure:
                 used[dotted] = self.value(closure[name])
@@ -147,10 +147,9 @@ class _Reader:
                 used[dotted] = self._named(dotted, names)
             elif not hasattr(builtins, name):
                 used[dotted] = "?"
-        for one in ast.walk(node):
-            if isinstance(one, ast.ImportFrom | ast.Import) and not isinstance(node, ast.Module):
-                used.update(self._imported(one, names))
-        return [dumped(tree), used]
+        for one in imports:
+            used.update(self._imported(one, names))
+        return [tree, used]
 
     def _named(self, dotted: str, names: Mapping[str, Any]) -> Any:
         """Return the value of a global name, or of an attribute of a module: ``helper.scale`` is not all of helper."""

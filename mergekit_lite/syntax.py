@@ -19,6 +19,14 @@ def plain(tree: ast.AST) -> ast.AST:
     return _Plain().visit(tree)
 
 
+@functools.lru_cache(maxsize=4096)
+def read(node: ast.AST) -> tuple[Any, list[str], list[ast.Import | ast.ImportFrom]]:
+    """Return a plain tree as JSON, the names it uses and does not bind itself, and the imports inside a function."""
+    tree = plain(node)
+    inside = [] if isinstance(node, ast.Module) else ast.walk(node)
+    return dumped(tree), free_names(tree), [one for one in inside if isinstance(one, ast.ImportFrom | ast.Import)]
+
+
 class _Plain(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         return super().visit(type(node)(**dict(ast.iter_fields(node))))
@@ -88,15 +96,19 @@ def tree_of(file: str, names: Mapping[str, Any]) -> ast.Module:
 
 def definitions(tree: ast.Module, code: CodeType) -> list[Function]:
     """Return the definition that `code` was compiled from; several only if lambdas share a line."""
-    found: list[Function] = []
+    return _by_line(tree).get((code.co_name, code.co_firstlineno), [])
+
+
+@functools.lru_cache(maxsize=256)
+def _by_line(tree: ast.Module) -> dict[tuple[str, int], list[Function]]:
+    """Return the functions of a file by name and first line, that of a decorator if there is one."""
+    found: dict[tuple[str, int], list[Function]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Lambda):
-            if code.co_name == "<lambda>" and node.lineno == code.co_firstlineno:
-                found.append(node)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == code.co_name:
+            found.setdefault(("<lambda>", node.lineno), []).append(node)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-            if first == code.co_firstlineno:
-                found.append(node)
+            found.setdefault((node.name, first), []).append(node)
     return found
 
 

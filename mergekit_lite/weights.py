@@ -36,6 +36,11 @@ def widest(weights: Mapping[str, Tensor]) -> torch.dtype:
     return max((working_dtype(tensor) for tensor in weights.values()), key=lambda dtype: dtype.itemsize)
 
 
+def in_dtypes_of(base: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Weights:
+    """Return `weights` as a merge hands them over: in the dtypes of `base`, without gradients."""
+    return {name: weights[name].detach().to(start.dtype) for name, start in base.items()}
+
+
 def flat_columns(weights: Mapping[str, Tensor]) -> dict[str, slice]:
     """Return for each tensor the columns it takes up when all P parameters lie in one row, in the order of names."""
     columns, start = {}, 0

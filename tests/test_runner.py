@@ -127,7 +127,7 @@ def test_the_library_hash_changes_with_what_notebooks_show_and_not_with_what_dri
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     package = Path(runner.__file__).parents[1]
-    before, code, data = runner.library_hash(), runner._code_hash, cache.file_hash
+    before, code, data = runner.library_hash(), runner._code_hash, cache.file_digest
     files = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     drivers = {path for path in files if path.is_relative_to(package / "pipeline")}
     assert drivers
@@ -141,10 +141,10 @@ def test_the_library_hash_changes_with_what_notebooks_show_and_not_with_what_dri
         return of
 
     monkeypatch.setattr(runner, "_code_hash", noted(code))
-    monkeypatch.setattr(runner, "file_hash", noted(data))
+    monkeypatch.setattr(runner, "file_digest", noted(data))
     assert runner.library_hash() == before
     assert set(hashed) == set(files) - drivers - {package / "cli.py"}
-    monkeypatch.setattr(runner, "file_hash", lambda path: "x" if path.name == "reported.csv" else data(path))
+    monkeypatch.setattr(runner, "file_digest", lambda path: "x" if path.name == "reported.csv" else data(path))
     assert runner.library_hash() != before
 
 

@@ -21,7 +21,7 @@ from mergekit_lite.methods.shared.adapting import adam, adapt, effective
 from mergekit_lite.methods.shared.bank import Bank
 from mergekit_lite.methods.shared.stopping import warn_if_stopped
 from mergekit_lite.methods.ties import keep_agreeing
-from mergekit_lite.weights import Pool
+from mergekit_lite.weights import Pool, in_dtypes_of
 
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {"clamp": True, "steps": 500, "images_per_task": 32},
@@ -202,4 +202,4 @@ def _learn(
     final = effective(raw, clamp)
     tensors = list(bank.shapes) if layers else ["all"]
     trace["coefficients"] = {"experts": list(bank.experts), "tensors": tensors, "values": final.tolist()}
-    return Merged({name: tensor.to(base[name].dtype) for name, tensor in bank.merged(final).items()}, trace=trace)
+    return Merged(in_dtypes_of(base, bank.merged(final)), trace=trace)

@@ -11,7 +11,7 @@ from mergekit_lite.methods.registry import Access, Count, Merged, Positive, Step
 from mergekit_lite.methods.shared.adapting import check_steps
 from mergekit_lite.methods.shared.objectives import loss_and_gradient
 from mergekit_lite.methods.shared.stopping import Kept, unsound, warn_if_stopped
-from mergekit_lite.weights import Pool, working_dtype
+from mergekit_lite.weights import Pool, in_dtypes_of, working_dtype
 
 
 @method(title="Traditional multi-task training", cite="", access=Access.LABELLED, smallest_pool=0)
@@ -65,7 +65,7 @@ def multi_task_training(
         if reason := unsound(loss, gradients.values()):
             trace["stopped"] = kept.stopped(f"step {step}", reason)
             warn_if_stopped(trace)
-            return Merged(_like(base, kept.state), trace=trace)
+            return Merged(in_dtypes_of(base, kept.state), trace=trace)
         losses.append(loss)
         if loss < kept.loss:
             kept = Kept({name: tensor.clone() for name, tensor in weights.items()}, loss, f"step {step}")
@@ -75,9 +75,4 @@ def multi_task_training(
         if watch:
             watch(step, weights)
     check_steps(len(losses), steps)
-    return Merged(_like(base, weights), trace=trace)
-
-
-def _like(base: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights as the merge hands them over: in the base's dtypes, without their gradients."""
-    return {name: weights[name].detach().to(start.dtype) for name, start in base.items()}
+    return Merged(in_dtypes_of(base, weights), trace=trace)

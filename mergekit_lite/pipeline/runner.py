@@ -18,7 +18,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mergekit_lite.cache import LEDGER, content_hash, file_hash
+from mergekit_lite.cache import LEDGER, content_hash, file_digest
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.pipeline.profiles import Profile
 from mergekit_lite.syntax import dumped, plain
@@ -168,7 +168,7 @@ def library_hash() -> str:
     files = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     drivers = (package / "pipeline", package / "cli.py")  # these drive a run: what a notebook shows is not theirs
     hashes = {
-        path.relative_to(package).as_posix(): _code_hash(path) if path.suffix == ".py" else file_hash(path)
+        path.relative_to(package).as_posix(): _code_hash(path) if path.suffix == ".py" else file_digest(path)
         for path in files
         if not any(path.is_relative_to(driver) for driver in drivers)
     }
@@ -181,7 +181,7 @@ def _code_hash(path: Path) -> str:
 
 def stamp(template: Path, parameters: Mapping[str, Any], library: str) -> str:
     """Return the hash of all that an executed notebook depends on; see `library_hash`."""
-    return content_hash([file_hash(template), dict(parameters), library])
+    return content_hash([file_digest(template), dict(parameters), library])
 
 
 def run_of(executed: Path) -> Mapping[str, Any]:

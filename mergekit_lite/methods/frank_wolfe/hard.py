@@ -27,7 +27,7 @@ from mergekit_lite.methods.frank_wolfe.oracle import (
 from mergekit_lite.methods.registry import Access, Count, Merged, Objective, Positive, Steps, TaskData, Watch, method
 from mergekit_lite.methods.shared.stopping import Kept, unsound, warn_if_stopped
 from mergekit_lite.methods.ties import cutoff
-from mergekit_lite.weights import Pool, Weights, difference
+from mergekit_lite.weights import Pool, Weights, difference, in_dtypes_of
 
 MergeFunction = Literal["task_arithmetic", "ties_merging"]
 
@@ -210,4 +210,4 @@ def hard_frank_wolfe(
         if watch:
             watch(t + 1, theta)
     warn_if_stopped(trace)
-    return Merged({name: tensor.to(base[name].dtype) for name, tensor in theta.items()}, trace=trace)
+    return Merged(in_dtypes_of(base, theta), trace=trace)

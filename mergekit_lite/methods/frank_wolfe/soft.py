@@ -42,7 +42,7 @@ from mergekit_lite.methods.registry import (
 from mergekit_lite.methods.shared.adapting import adam, adapt
 from mergekit_lite.methods.shared.bank import Bank
 from mergekit_lite.methods.shared.stopping import Kept, unsound, warn_if_stopped
-from mergekit_lite.weights import Pool, Weights
+from mergekit_lite.weights import Pool, Weights, in_dtypes_of
 
 Selection = Count | Literal["top-k", "per task"]
 Inner = Literal["simplex", "capped simplex", "adam"]
@@ -290,7 +290,7 @@ def soft_frank_wolfe(
         if watch:
             watch(t + 1, theta)
     warn_if_stopped(trace)
-    return Merged({name: tensor.to(base[name].dtype) for name, tensor in theta.items()}, trace=trace)
+    return Merged(in_dtypes_of(base, theta), trace=trace)
 
 
 def _groups(selection: Selection, tasks: tuple[str, ...], vertices: Pool) -> tuple[list[tuple[str, ...]], int]:
