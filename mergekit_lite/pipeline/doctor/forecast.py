@@ -132,7 +132,8 @@ class _Estimate:
             return [], 0.0
         experts, images = (cache_dir(kind, self.suite.name) for kind in ("experts", "images"))
         pool = dict.fromkeys((one.cell.expert_seed, task) for one in missing for task in one.cell.pool)
-        raw = [(seed, task) for seed, task in pool if self._lacks(experts / f"{task}-{self._expert(seed, task)}")]
+        trained = {one: self.suite.with_expert_seed(one[0]).expert_hash(one[1]) for one in pool}
+        raw = [one for one, named in trained.items() if self._lacks(experts / f"{one[1]}-{named}")]
         wanted = dict.fromkeys((task, "test") for one in missing for task in (*one.cell.pool, *one.cell.evaluate))
         wanted |= dict.fromkeys((task, "train") for _, task in raw)
         counts = [
@@ -147,9 +148,6 @@ class _Estimate:
         ]
         size = len(raw) * sum(tensor.nbytes for tensor in self.suite.base.values()) + sum(counts) * 3 * SIDE**2
         return work, size / 2**20
-
-    def _expert(self, seed: int, task: str) -> str:
-        return self.suite.with_expert_seed(seed).fingerprint((task,), ())["experts"][task]
 
 
 def _seconds_per_image(suite: Suite) -> float:
