@@ -3,9 +3,8 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +20,99 @@ VARIABLE = "MERGEKIT_LITE_CACHE"
 
 
 def cache_dir(*parts: str) -> Path:
-    """Return a folder of the cache, created if need be: ``$MERGEKIT_LITE_CACHE``, or the user's own cache folder.
+    """Return a folder of the cache, as a whole path: ``$MERGEKIT_LITE_CACHE``, or the user's own cache folder.
+
+    It is created by who writes into it, so that a cache which can only be read serves as long as it holds everything.
 
     Raises:
-        KitError: the folder cannot be created or written to.
+        KitError: the variable names the home of somebody who does not exist.
     """
     chosen = os.environ.get(VARIABLE)
-    folder = (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("mergekit-lite")).joinpath(*parts)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):  # a try cannot lie: os.access says yes to root on a read-only disk
-            pass
-    except OSError as error:
-        raise KitError(
-            f"The cache folder {folder} cannot be written to ({error.strerror}). "
-            f"Make it writable, or set {VARIABLE} to a folder that is."
-        ) from error
-    return folder
+        root = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("mergekit-lite")
+    except RuntimeError as error:  # ~nobody: there is no such user, or the user has no home
+        raise KitError(f"{VARIABLE} is '{chosen}': {error} Name the folder by its whole path.") from error
+    return root.absolute().joinpath(*parts)
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it takes the place of `path` in one step, on failure it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path; on success it takes the place of `path` in one step, on failure it is removed.
+
+    What takes its place is on the disk, not only on its way there, and as readable for others as their files are for us
+    (umask). A folder in its place is moved aside, and that is said.
+
+    Raises:
+        KitError: the folder cannot be written to, or the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        if path.is_dir() and not path.is_symlink():
+            aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
+            os.replace(path, aside)
+            print(f"The folder {path} stands where a file belongs: it was moved to {aside.name}.", flush=True)
         os.replace(temporary, path)
+    except OSError as error:
+        raise KitError(
+            f"{path} cannot be written ({error.strerror or error}). "
+            f"Free some space or make its folder writable; the cache can be elsewhere: set {VARIABLE}."
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def sealed(path: Path) -> Iterator[Path]:
+    """As `written_whole`, and beside the file its SHA-256, by which `intact` knows it (and ``sha256sum --check``)."""
+    seal = seal_of(path)
+    with written_whole(path) as temporary:
+        yield temporary
+        digest = file_digest(temporary)
+        seal.unlink(missing_ok=True)  # killed between the two, the file counts as unfinished
+    with written_whole(seal) as temporary:
+        temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+
+
+def seal_of(path: Path) -> Path:
+    """Return the file that holds the SHA-256 of `path`."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+_known: set[tuple[str, int, int, int, str]] = set()  # what this process has read whole and found intact
+
+
+def intact(path: Path) -> bool:
+    """Return whether `path` is, to the bit, what was `sealed`; say so if it is there but is not.
+
+    The file is read whole once per process, and again when it was written to.
+    """
+    try:
+        words = seal_of(path).read_text(encoding="ascii").split()
+        state = path.stat()
+        known = (str(path), state.st_ino, state.st_size, state.st_mtime_ns, words[0])
+        if known in _known:
+            return True
+        if file_digest(path) == words[0]:
+            _known.add(known)
+            return True
+    except FileNotFoundError:
+        return False  # it was never made, or its making was interrupted
+    except (OSError, ValueError, IndexError):  # a folder, a loop of links, unreadable, or a seal that is none
+        pass
+    print(f"{path} is damaged: it is made anew.", flush=True)
+    return False
 
 
 @contextmanager
