@@ -13,7 +13,7 @@ from torch import Tensor
 from mergekit_lite.cache import locked
 from mergekit_lite.machine import device_name, now, peak_memory_mib, reset_peak_memory, versions
 from mergekit_lite.methods import load_method, registry
-from mergekit_lite.study import evaluation, keys, task_data
+from mergekit_lite.study import budgets, evaluation, keys, task_data
 from mergekit_lite.study.records import Cell, CurvePoint, Provenance, Record, read_record, write_record
 from mergekit_lite.suites import broken
 from mergekit_lite.suites.suite import Suite
@@ -72,35 +72,37 @@ def compute(suite: Suite, job: Job) -> Record:
 class _Watched:
     """Measures what a method hands over on its way and at its end, and how long measuring takes."""
 
-    def __init__(self, suite: Suite, cell: Cell) -> None:
-        self._suite, self._cell = suite, cell
-        self._measured: dict[str, dict[str, float]] = {}
+    def __init__(self, suite: Suite, cell: Cell, data: task_data.Shown) -> None:
+        self._suite, self._cell, self._data = suite, cell, data
+        self._measured: dict[tuple[str, int], dict[str, float]] = {}
         self.curve: list[CurvePoint] = []
         self.seconds = 0.0
 
-    def accuracies(self, merged: registry.Merged) -> dict[str, float]:
+    def accuracies(self, merged: registry.Merged, images: int) -> dict[str, float]:
         _wait_for(self._suite.device)
         begun = time.perf_counter()
         # The last point of a curve is most often the final answer too; there is no need to measure it twice.
-        name = weights_hash(merged.weights) if self._cell.curve_every and not merged.own else ""
-        answer = self._measured.get(name) or evaluation.accuracies(self._suite, merged, self._cell.evaluate)
-        if name:
+        name = (weights_hash(merged.weights) if self._cell.curve_every and not merged.own else "", images)
+        answer = self._measured.get(name) or evaluation.accuracies(
+            self._suite, merged, self._cell.evaluate, which=self._cell.split, images=images
+        )
+        if name[0]:
             self._measured[name] = answer
         self.seconds += time.perf_counter() - begun
         return answer
 
     def watch(self, step: int, weights: Mapping[str, Tensor]) -> None:
         if step % self._cell.curve_every == 0:
-            accuracy = self.accuracies(registry.Merged(weights=dict(weights)))
-            self.curve.append(CurvePoint(step=step, accuracy=accuracy))
+            accuracy = self.accuracies(registry.Merged(weights=dict(weights)), self._cell.curve_images)
+            self.curve.append(CurvePoint(step=step, images=self._data.images, accuracy=accuracy))
 
 
 def _answer(suite: Suite, job: Job) -> Record:
     cell, info, started = job.resolved, registry.get(job.cell.method), now()
     access = info.access_with(cell.parameters)
     reset_peak_memory(suite.device)
-    watched = _Watched(suite, cell)
     data = task_data.shown(suite, cell.adapt, access)
+    watched = _Watched(suite, cell, data)
     offered = {"data": data, "seed": cell.seed, "watch": watched.watch if cell.curve_every else None}
     resources = {name: offered[name] for name in info.resources if name in offered}
     experts = {task: suite.experts[task] for task in cell.pool}
@@ -111,7 +113,7 @@ def _answer(suite: Suite, job: Job) -> Record:
     merged = info.function(suite.base, experts, **resources, **cell.parameters)
     _wait_for(suite.device)
     merging = time.perf_counter() - begun - watched.seconds
-    accuracy = watched.accuracies(merged)
+    accuracy = watched.accuracies(merged, cell.images)
 
     return Record(
         key=job.key,
@@ -125,6 +127,8 @@ def _answer(suite: Suite, job: Job) -> Record:
         peak_memory_mib=round(peak_memory_mib(suite.device), 1),
         images=data.images,
         labels=data.labels,
+        travel=budgets.travel(cell.parameters),
+        converged=budgets.converged(merged.trace),
         trace=dict(merged.trace),
         curve=watched.curve,
         provenance=Provenance(

@@ -46,7 +46,8 @@ def what_decides(suite: Suite, cell: Cell) -> dict[str, Any]:
         hash; and ``environment``: versions, class of device, and precision.
     """
     # What is not used is left out, so that a new field of `Cell` renames no record.
-    unused = {name for name in ("corruption", "broken") if not getattr(cell, name)}
+    unused = {name for name in ("corruption", "broken", "images", "curve_images") if not getattr(cell, name)}
+    unused |= {"split"} if cell.split == "test" else set()
     # A method of one's own is what its code does: the file that a name may begin with can move.
     method = cell.method.rpartition(":")[2]
     return {
@@ -68,7 +69,10 @@ def _fingerprint(suite: Suite, cell: Cell) -> dict[str, Any]:
     looked_at = tuple(dict.fromkeys((*cell.evaluate, *cell.adapt)))
     access = registry.get(cell.method).access_with(cell.parameters)
     learnt = cell.adapt if access in (registry.Access.CALIBRATION, registry.Access.LABELLED) else ()
-    return suite.fingerprint(cell.pool, looked_at, learnt)
+    known = suite.fingerprint(cell.pool, looked_at, learnt)
+    if cell.split == "test":
+        return known
+    return known | {"held-out data": {task: suite.data_hash(task, cell.split) for task in cell.evaluate}}
 
 
 def _code(suite: Suite, cell: Cell) -> str:

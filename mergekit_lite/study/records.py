@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +22,9 @@ class Cell(BaseModel):
     both, or of the whole pool if these have nothing in common. Calibration inputs are always those of the pool: each
     expert is shown its own. The experts named in `broken` have learnt nothing, see `suites.broken.Broken`.
 
+    Accuracy is measured on all test images, unless `split` is "held-out": on these, constants are chosen. `images` and
+    `curve_images` measure on the first so many of each task instead, which is quicker: for sweeps, and for curves.
+
     With a `corruption`, such as "motion_blur", all test images are corrupted (`suites.corruptions`, severity 2):
     those that the accuracy is measured on and those that a method adapts to. Training images stay clean.
     """
@@ -37,7 +40,10 @@ class Cell(BaseModel):
     seed: int = 0
     expert_seed: int = Field(default=0, ge=0, description="which training run the experts are from")
     corruption: str = Field(default="", description="of the test images; empty: they are as they are")
+    split: Literal["test", "held-out"] = "test"
+    images: int = Field(default=0, ge=0, description="measure on the first so many images of each task; 0: on all")
     curve_every: int = Field(default=0, ge=0, description="evaluate every so many steps into record.curve; 0: no curve")
+    curve_images: int = Field(default=0, ge=0, description="as `images`, for the points of the curve")
 
     @property
     def label(self) -> str:
@@ -51,11 +57,12 @@ class Cell(BaseModel):
 
 
 class CurvePoint(BaseModel):
-    """Accuracy in percent after `step` steps of adaptation."""
+    """Accuracy in percent after `step` steps of adaptation, when the method had been shown `images` images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
+    images: int = 0
     accuracy: dict[str, Percent]
 
     @property
@@ -89,6 +96,8 @@ class Record(BaseModel):
     the curve's included). `peak_memory_mib` is the most memory held at once while the cell was computed: that of the
     GPU's tensors on a GPU, else that of the whole process. `images` counts the images that the method was shown while
     it merged, one that was seen twice twice, and `labels` those that came with a label; evaluating does not count.
+    `travel` is how far an optimiser could have moved a coefficient, steps times learning rate, and `converged` whether
+    it was still lowering its objective, see `study.budgets`; both are None where nothing is optimised.
     """
 
     # NaN in a trace stays NaN: JSON's null would come back as None and break the arithmetic of whoever plots it.
@@ -105,6 +114,8 @@ class Record(BaseModel):
     peak_memory_mib: float
     images: int = 0
     labels: int = 0
+    travel: float | None = None
+    converged: bool | None = None
     trace: dict[str, Any] = {}
     curve: list[CurvePoint] = []
     provenance: Provenance

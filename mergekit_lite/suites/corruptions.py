@@ -190,7 +190,7 @@ class _Corrupted:
     def split(self, task: str, which: "Which") -> "Split":
         """Return the images and labels of one split of `task`: corrupted where it is the test split."""
         clean = self._suite.split(task, which)
-        if which == "train":
+        if which != "test":
             return clean
         identity = self.fingerprint((), (task,))["data"][task]
         path = cache_dir("images", self._suite.name) / f"{task}-{which}-{self._corruption[0]}-{identity}.images.npy"

@@ -10,11 +10,27 @@ from torch import Tensor
 from mergekit_lite.machine import in_memory
 
 if TYPE_CHECKING:
-    from mergekit_lite.suites.suite import Split, Suite
+    from mergekit_lite.suites.suite import Split, Suite, Which
 
 
-def accuracy(suite: "Suite", weights: Mapping[str, Tensor], task: str, batch_size: int | None = None) -> float:
-    """Return the top-1 accuracy of `weights` on the whole test split of `task`, in percent (0 to 100).
+def accuracy(
+    suite: "Suite",
+    weights: Mapping[str, Tensor],
+    task: str,
+    batch_size: int | None = None,
+    *,
+    which: "Which" = "test",
+    images: int = 0,
+) -> float:
+    """Return the top-1 accuracy of `weights` on a split of `task`, in percent (0 to 100).
+
+    Args:
+        suite: encoder, heads and images.
+        weights: of the encoder.
+        task: one of the suite's.
+        batch_size: images at once; None leaves it to the device.
+        which: the split.
+        images: take only the first so many, which is quicker; 0 takes all. Splits are in random order.
 
     The class of an image is the row of the task's zero-shot head (C, D) that agrees most with its features (D,).
     A batch that does not fit into the GPU's memory is halved until it does.
@@ -22,7 +38,8 @@ def accuracy(suite: "Suite", weights: Mapping[str, Tensor], task: str, batch_siz
     Raises:
         KitError: not even one image fits.
     """
-    split = suite.split(task, "test")
+    split = suite.split(task, which)
+    total = min(images or len(split.labels), len(split.labels))
     head = suite.heads[task].to(suite.device)
     weights = dict(weights)  # an expert lies in a file: read it once, not once per batch
     most = batch_size or _first_size(suite.device)
@@ -33,10 +50,10 @@ def accuracy(suite: "Suite", weights: Mapping[str, Tensor], task: str, batch_siz
         return _correct(suite, weights, head, split, rows), size
 
     with torch.inference_mode():
-        while done < len(split.labels):
-            right, size = in_memory(part, most, suite.device, what="the features", key=suite.name)
+        while done < total:
+            right, size = in_memory(part, min(most, total - done), suite.device, what="the features", key=suite.name)
             correct, done = correct + right, done + size
-    return 100.0 * correct / len(split.labels)
+    return 100.0 * correct / total
 
 
 def _first_size(device: torch.device) -> int:

@@ -19,7 +19,8 @@ from mergekit_lite.weights import Pool, Weights
 if TYPE_CHECKING:  # open_clip takes seconds to import, and not every user of these two nouns needs it
     import open_clip
 
-Which = Literal["train", "test"]
+Which = Literal["train", "held-out", "test"]
+"""What experts learn from and methods may be shown with labels, what constants are chosen on, and what is reported."""
 Value = TypeVar("Value")
 
 PREFIXES = {"eight": 8, "fourteen": 14, "twenty": 20}

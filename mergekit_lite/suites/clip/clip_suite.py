@@ -10,11 +10,15 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import normalize
 
+from mergekit_lite.cache import content_hash
 from mergekit_lite.suites.clip import check, decoded, hub
 from mergekit_lite.suites.clip.benchmark import ClipModel, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights
 from mergekit_lite.suites.suite import Lazy, Split, Suite, Task, Which
 from mergekit_lite.workers import cores
+
+HELD_OUT = 20
+"""One of so many training images that are kept is held out: 250 of 5,000."""
 
 
 class ClipSuite(Suite):
@@ -48,7 +52,16 @@ class ClipSuite(Suite):
         return Lazy(tuple(self.tasks), lambda task: decoded.sizes(self.entries[task]), keep=True)
 
     def split(self, task: str, which: Which) -> Split:
-        """Return images (N, 3, H, W) and labels (N,) of a split: fetched and decoded at first use, then mapped."""
+        """Return images (N, 3, H, W) and labels (N,) of a split: fetched and decoded at first use, then mapped.
+
+        The benchmark has no third split. What is held out are the last of the training images that are kept (see
+        `HELD_OUT`): no method is shown them, but the experts, which others fine-tuned on all of them, have seen them.
+        """
+        if which != "test":
+            kept = self._split(task, "train", workers=cores() if self.device.type == "cuda" else 1)
+            first = len(kept.labels) - max(1, len(kept.labels) // HELD_OUT)
+            rows = slice(first, None) if which == "held-out" else slice(first)
+            return Split(kept.images[rows], kept.labels[rows])
         # On a GPU this is the only process, and all cores would wait for it; on a CPU there is one process per core.
         return self._split(task, which, workers=cores() if self.device.type == "cuda" else 1)
 
@@ -116,7 +129,9 @@ class ClipSuite(Suite):
 
     def data_hash(self, task: str, which: Which) -> str:
         """Return a hash of the files with the images, by what the hub lists, and of how they are decoded."""
-        return decoded.fingerprint(self.entries[task], which, self._side)
+        if which == "test":
+            return decoded.fingerprint(self.entries[task], which, self._side)
+        return content_hash([decoded.fingerprint(self.entries[task], "train", self._side), which, HELD_OUT])
 
     def sources(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return where the weights of the base and of the experts of `tasks` come from: repository@commit/file."""

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 ARCHITECTURE = "mergekit-lite-miniature"  # the name under which open_clip knows the next file
 CONFIG = HERE / f"{ARCHITECTURE}.json"
 BASE = HERE / "base.safetensors"
-SIZES: dict[Literal["pretrain", "train", "test"], int] = {"train": 3000, "test": 1000}
+SIZES: dict[Literal["pretrain", "train", "held-out", "test"], int] = {"train": 3000, "held-out": 250, "test": 1000}
 RECIPE = Recipe(steps=140, learning_rate=1e-3, batch_size=64)
 
 open_clip.add_model_config(CONFIG)

@@ -13,8 +13,13 @@ from torch import Tensor
 from mergekit_lite.fingerprints import PACKAGE, code_of
 from mergekit_lite.suites.miniature.canvas import SIDE, Canvas
 
-Which = Literal["pretrain", "train", "test"]
-STREAMS: dict[Which, int] = {"pretrain": 0, "train": 1, "test": 2}  # each split has its own stream of random numbers
+Which = Literal["pretrain", "train", "test", "held-out"]
+STREAMS: dict[Which, int] = {
+    "pretrain": 0,
+    "train": 1,
+    "test": 2,
+    "held-out": 3,
+}  # each split has its own stream of random numbers
 BATCH = 256  # pictures of one class painted at once: enough to amortise the operations, few enough for the cache
 
 
@@ -72,17 +77,20 @@ def draw(task: DrawnTask, which: Which, size: int, seed: int = 0) -> tuple[Tenso
     return images, labels
 
 
-def pictures(task: DrawnTask, which: Literal["train", "test"], sizes: Mapping[Which, int]) -> tuple[Tensor, Tensor]:
-    """Return a split to fine-tune or to test on: drawn, or the task's share of real pictures.
+def pictures(
+    task: DrawnTask, which: Literal["train", "held-out", "test"], sizes: Mapping[Which, int]
+) -> tuple[Tensor, Tensor]:
+    """Return a split to fine-tune on, to choose constants on, or to test on: drawn, or a share of real pictures.
 
-    Of N real pictures a fixed, shuffled `sizes["test"]` / (`sizes["train"]` + `sizes["test"]`) are for testing.
+    Real pictures are shuffled once and dealt out to the splits in proportion to `sizes`.
     """
     if task.real is None:
         return draw(task, which, sizes[which])
     images, labels = task.real()
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))
-    tests = round(len(labels) * sizes["test"] / (sizes["train"] + sizes["test"]))
-    rows = order[:tests] if which == "test" else order[tests:]
+    whole = sum(sizes[split] for split in ("test", "held-out", "train"))
+    tests, held = (round(len(labels) * sizes[split] / whole) for split in ("test", "held-out"))
+    rows = {"test": order[:tests], "held-out": order[tests : tests + held], "train": order[tests + held :]}[which]
     return images[rows], labels[rows]
 
 
