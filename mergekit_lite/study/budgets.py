@@ -12,7 +12,10 @@ QUARTER = 4
 """Convergence is looked for in the last quarter of the steps."""
 
 STILL = 0.01
-"""Share of the objective's first value by which it may still change there."""
+"""Share of the objective's first value by which it may still fall there."""
+
+SMALL = 0.05
+"""Share of all it has fallen by which it may still fall there: single batches scatter by more than `STILL`."""
 
 
 def travel(parameters: Mapping[str, Any]) -> float | None:
@@ -30,15 +33,16 @@ def travel(parameters: Mapping[str, Any]) -> float | None:
 
 
 def converged(trace: Mapping[str, Any]) -> bool | None:
-    """Return whether the objective stood still in the last quarter of the steps; None if a trace holds too few.
+    """Return whether the objective had stopped falling in the last quarter of the steps; None if a trace holds too few.
 
     Each step measures it on other images, so means are compared: of the first and of the second half of that quarter.
-    They may differ by `STILL` of the mean over the first eighth of all steps. Of soft Frank-Wolfe the inner steps of
-    all iterations count, one after another; of the hard one, whose iterations are its only steps, nothing is said.
+    Between them it may fall by `STILL` of the mean over the first eighth of all steps, or by `SMALL` of its whole fall
+    since. Of soft Frank-Wolfe the inner steps of all iterations count, one after another; of the hard one, whose
+    iterations are its only steps, nothing is said.
     """
     losses = [loss for part in trace["inner"] for loss in part["loss"]] if "inner" in trace else trace.get("loss", [])
     if ("gap" in trace and "inner" not in trace) or len(losses) < 4 * QUARTER:
         return None
     half = len(losses) // QUARTER // 2
     before, after, first = fmean(losses[-2 * half : -half]), fmean(losses[-half:]), fmean(losses[:half])
-    return abs(after - before) <= STILL * abs(first)
+    return before - after <= max(STILL * abs(first), SMALL * (first - after))

@@ -14,12 +14,8 @@ from mergekit_lite.fingerprints import PACKAGE, code_of
 from mergekit_lite.suites.miniature.canvas import SIDE, Canvas
 
 Which = Literal["pretrain", "train", "test", "held-out"]
-STREAMS: dict[Which, int] = {
-    "pretrain": 0,
-    "train": 1,
-    "test": 2,
-    "held-out": 3,
-}  # each split has its own stream of random numbers
+# Each split has its own stream of random numbers.
+STREAMS: dict[Which, int] = {"pretrain": 0, "train": 1, "test": 2, "held-out": 3}
 BATCH = 256  # pictures of one class painted at once: enough to amortise the operations, few enough for the cache
 
 
