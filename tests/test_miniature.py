@@ -147,10 +147,11 @@ def test_a_name_is_taught_as_badly_as_its_task_asks_for() -> None:
 
 
 def test_real_digits_are_split_once_and_for_all() -> None:
-    train, test = (pictures(TASKS["digits"], which, SIZES) for which in ("train", "test"))
-    stored = {picture.numpy().tobytes() for picture in train[0]}
-    assert (len(train[1]), len(test[1])) == (1348, 449)
-    assert not stored & {picture.numpy().tobytes() for picture in test[0]}
+    train, held, test = (pictures(TASKS["digits"], which, SIZES) for which in ("train", "held-out", "test"))
+    stored, kept, asked = ({picture.numpy().tobytes() for picture in split[0]} for split in (train, held, test))
+    assert (len(train[1]), len(held[1]), len(test[1])) == (1268, 106, 423)
+    assert not stored & asked
+    assert not kept & (stored | asked)
     counts = test[1].bincount().float()
     assert (counts.max() - counts.mean()) / counts.mean() < 0.2
     assert torch.equal(test[0], pictures(TASKS["digits"], "test", SIZES)[0])

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from mergekit_lite import study
 from mergekit_lite.cache import content_hash
@@ -72,6 +73,43 @@ def test_a_task_with_weights_of_its_own_is_measured_with_them(suite: "Suite") ->
         "signs": evaluation.accuracy(suite, suite.base, "signs"),
     }
     assert evaluation.accuracies(suite, merged, TASKS) == expected
+
+
+def test_accuracy_on_a_part_is_that_of_the_first_images(suite: "Suite") -> None:
+    split = suite.split("digits", "test")
+    features = suite.encode(suite.base, torch.from_numpy(split.images[:30]))
+    answers = (features @ suite.heads["digits"].T).argmax(dim=1).numpy() == split.labels[:30]
+    assert evaluation.accuracy(suite, suite.base, "digits", images=30) == pytest.approx(100 * answers.mean())
+    assert evaluation.accuracy(suite, suite.base, "digits", images=30, batch_size=7) == pytest.approx(
+        100 * answers.mean()
+    )
+    whole = evaluation.accuracy(suite, suite.base, "digits")
+    assert evaluation.accuracy(suite, suite.base, "digits", images=999) == whole
+
+
+def test_a_cell_can_be_measured_on_held_out_images_under_a_key_of_its_own(suite: "Suite", tmp_path: Path) -> None:
+    asked = {"test": cell(), "held-out": cell().model_copy(update={"split": "held-out"})}
+    records = study.run(suite, asked, workers=1, folder=tmp_path)
+    expected = evaluation.accuracies(suite, Merged(dict(mean_of(suite))), TASKS, which="held-out")
+    assert records["held-out"].accuracy == expected != records["test"].accuracy
+    assert records["held-out"].key != records["test"].key
+    assert records["held-out"].provenance.suite["held-out data"].keys() == set(TASKS)
+
+
+def mean_of(suite: "Suite") -> Mapping[str, Tensor]:
+    return {name: torch.stack([suite.experts[task][name] for task in TASKS]).mean(dim=0) for name in suite.base}
+
+
+def test_a_curve_on_a_part_of_the_images_says_what_was_seen_until_then(suite: "Suite", tmp_path: Path) -> None:
+    asked = cell("layer_wise_adamerging", curve_every=2, steps=4, images_per_task=4).model_copy(
+        update={"curve_images": 10}
+    )
+    (record,) = study.run(suite, [asked], workers=1, folder=tmp_path)
+    assert [point.images for point in record.curve] == [0, 16, 32]
+    assert record.images == 32
+    assert all(value % 10 == 0 for point in record.curve for value in point.accuracy.values())
+    assert record.travel == pytest.approx(0.004)
+    assert record.converged is None
 
 
 def pixels(examples: Any) -> Any:
@@ -341,11 +379,11 @@ def test_a_curve_is_measured_every_so_many_steps_and_not_billed_to_the_merge(
     measured = 0
     real = evaluation.accuracies
 
-    def slow(*args: Any) -> dict[str, float]:
+    def slow(*args: Any, **kwargs: Any) -> dict[str, float]:
         nonlocal measured
         measured += 1
         time.sleep(0.2)
-        return real(*args)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(evaluation, "accuracies", slow)
     adapt = cell("layer_wise_adamerging", curve_every=2, steps=4, images_per_task=4, learning_rate=0.1)
@@ -442,6 +480,7 @@ def test_a_key_can_be_formed_again_from_what_the_record_says(suite: "Suite", tmp
     question, provenance = stored["cell"], stored["provenance"]
     assert question.pop("corruption") == ""  # what is not used is left out
     assert question.pop("broken") == {}
+    assert (question.pop("split"), question.pop("images"), question.pop("curve_images")) == ("test", 0, 0)
     environment = {name: provenance[name].partition("+")[0] for name in ("torch", "open_clip", "device", "dtype")}
     parts = {"cell": question, "access": stored["access"], "suite": provenance["suite"], "code": provenance["code"]}
     assert content_hash({**parts, "environment": environment}) == record.key
