@@ -9,7 +9,6 @@ import fakes
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -19,7 +18,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import finetune as tuning
 from mergekit_lite.suites.clip.finetune import make_expert
 from mergekit_lite.suites.scoring import accuracy
-from mergekit_lite.weight_files import read
+from mergekit_lite.weight_files import LazyWeights, read
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
@@ -119,8 +118,7 @@ def test_a_finished_run_is_not_done_again(suite: "Suite", tmp_path: Path, capsys
     capsys.readouterr()
     assert make_expert(stopping(suite, 0), "digits", output=tmp_path, **SHORT) == first
     assert capsys.readouterr().out == f"{first} is there already.\n"
-    with safe_open(first, framework="pt") as file:
-        metadata = file.metadata()
+    metadata = LazyWeights(first).metadata
     assert (metadata["suite"], metadata["task"]) == ("fake", "digits")
     assert json.loads(metadata["recipe"]) == {"steps": 7, "learning_rate": 0.01, "batch_size": 16, "seed": 0}
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -21,7 +20,7 @@ from mergekit_lite.cache import file_digest
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import pickled
-from mergekit_lite.weight_files import read
+from mergekit_lite.weight_files import LazyWeights, read
 from mergekit_lite.weights import weights_hash
 
 WIDTH = 8
@@ -114,8 +113,7 @@ def test_a_pickled_encoder_is_converted_without_its_classes(tmp_path: Path, mode
     assert written == tmp_path / "finetuned.safetensors"
     assert same(read(written), expected)
     assert {"attn.in_proj_weight", "attn.out_proj.bias", "class_embedding", "conv1.weight", "proj"} < expected.keys()
-    with safe_open(written, framework="pt") as file:
-        metadata = file.metadata()
+    metadata = LazyWeights(written).metadata
     assert metadata["family"] == "OC-8"
     assert metadata["source"] == "finetuned.pt"
     assert metadata["source_sha256"] == file_digest(source)
@@ -132,8 +130,8 @@ def test_a_plain_state_dict_is_read_too(tmp_path: Path, prefix: str, old: bool) 
     source = saved(tmp_path / "x.pt", {**named, "token_embedding.weight": torch.ones(2)} if prefix else named, old=old)
     written = pickled.convert(source, tmp_path / "out" / "y.safetensors", family="OC-20")
     assert same(read(written), weights)
-    with safe_open(written, framework="pt") as file:
-        assert (file.metadata()["family"], file.metadata()["projection"]) == ("OC-20", "none")
+    metadata = LazyWeights(written).metadata
+    assert (metadata["family"], metadata["projection"]) == ("OC-20", "none")
 
 
 def test_the_command_prints_the_file_and_its_hash(tmp_path: Path) -> None:
