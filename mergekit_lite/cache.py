@@ -83,8 +83,10 @@ def check_writable(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> KitError:
+    place = error.filename and Path(error.filename)
+    where = f": {place}" if place in path.parents else ""  # a file where a folder belongs
     return KitError(
-        f"{path} cannot be written ({error.strerror or error}). "
+        f"{path} cannot be written ({error.strerror or error}{where}). "
         f"Free some space or make its folder writable; the cache can be elsewhere: set {VARIABLE}."
     )
 
