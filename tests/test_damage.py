@@ -250,7 +250,7 @@ def flock_fails(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 @pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize(
     ("left", "holder"),
-    [("4711\nelsewhere\n", "process 4711 on elsewhere"), ("", "process unknown on an unknown m")],
+    [("4711\nelsewhere\n", "process 4711 on elsewhere"), ("", "process unknown on an unknown machine")],
 )
 def test_a_lock_that_was_left_behind_is_named_where_the_system_frees_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, holder: str

@@ -178,7 +178,7 @@ def test_images_and_experts_of_the_miniature_are_counted_and_timed(
 
     suite.split("signs", "test")
     expert = cache / "experts" / "miniature" / f"signs-{suite.expert_hash('signs')}.safetensors"
-    expert.parent.mkdir()
+    expert.parent.mkdir(parents=True)
     expert.touch()
     _, work = predicted(root, monkeypatch)
     assert (work["experts"].missing, work["images"].missing) == (1, 2)
