@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.shown import shown
+from mergekit_lite.suites.clip.words import shown
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import Weights, first_three
 
