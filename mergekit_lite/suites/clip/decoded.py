@@ -27,8 +27,8 @@ from mergekit_lite.suites.clip.hub import cleared, written
 from mergekit_lite.suites.clip.hub_data import check_room, labelled
 from mergekit_lite.suites.clip.labels import label_numbers
 from mergekit_lite.suites.clip.pixels import Preprocessing, Work, decode_rows, handed_over, preprocessing
-from mergekit_lite.suites.clip.words import shown
 from mergekit_lite.suites.clip.sources import known_source, located
+from mergekit_lite.suites.clip.words import shown
 from mergekit_lite.suites.suite import Split, Task, Which, checked_split
 from mergekit_lite.workers import side_by_side
 
@@ -107,7 +107,7 @@ def decoded_split(task: HubTask, which: Which, side: int, *, workers: int = 1) -
                 except OSError as error:
                     raise KitError(
                         f"Task '{task.name}': images cannot be kept in {images.parent} ({error.strerror or error}). "
-                        f"Free some space, make it writable, or set {VARIABLE} to another folder; then run the same again."
+                        f"Free some space, make it writable, or set {VARIABLE} to another folder; then run it again."
                     ) from error
     pixels, labels = np.load(images, mmap_mode="r"), np.load(_labels_path(images))
     entry = Task(task.name, task.title, task.dataset, task.classnames, task.templates)

@@ -61,6 +61,8 @@ def convert(
     output = Path(output) if output else path.with_suffix(".safetensors")
     try:
         _check_paths(path, output)
+        if task is None and output.is_dir():  # in the cache, where experts of tasks go, `write` moves it aside
+            raise KitError(f"--output {output} is a folder. Name the file to write in it.")
     except OSError as error:
         raise KitError(f"{shown(path)} cannot be read ({error.strerror}). Check the path.") from error
     try:
@@ -98,8 +100,6 @@ def _check_paths(path: Path, output: Path) -> None:
         raise KitError(f"There is no checkpoint {path}. Check the path.")
     if not path.is_file():
         raise KitError(f"{path} is a device or a pipe. Name a checkpoint that is a file.")
-    if output.is_dir():
-        raise KitError(f"--output {output} is a folder. Name the file to write in it.")
     if os.path.realpath(path) == os.path.realpath(output) or (output.exists() and output.samefile(path)):
         raise KitError(f"--output {output} is the checkpoint itself, which stays as it is. Name another file.")
 
