@@ -162,6 +162,12 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
+def unbalanced(path: Path) -> None:
+    """The first bytes of numpy's files say what is in them, in Python's own syntax."""
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"}", b"{", 1))
+
+
 def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -183,7 +189,7 @@ def swapped(path: Path) -> None:
     path.write_bytes(other.read_bytes())
 
 
-DAMAGES = (zeroed, flipped, truncated, Path.unlink, made_a_folder, made_a_loop, swapped)
+DAMAGES = (zeroed, flipped, unbalanced, truncated, Path.unlink, made_a_folder, made_a_loop, swapped)
 
 
 @pytest.mark.usefixtures("hub")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -237,7 +238,13 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """Return the images in a file, or None if it does not hold that many of that size."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError):  # missing, empty, shorter than it says, or no such file at all
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        SyntaxError,
+        TokenError,
+    ):  # missing, empty, too short, or no such file at all
         return None
     right = array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
     return array if right else None
