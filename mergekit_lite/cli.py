@@ -193,6 +193,7 @@ def convert(
     Example: `mergekit-lite convert DTD/finetuned.pt --suite clip-vit-b-32 --task dtd`
     """
     from mergekit_lite.suites.clip import pickled
+    from mergekit_lite.suites.clip.benchmark import MODELS
     from mergekit_lite.weight_files import LazyWeights
     from mergekit_lite.weights import weights_hash
 
@@ -202,7 +203,7 @@ def convert(
         if output is not None:
             raise KitError("An expert of a suite has its place. Leave out --output, or --suite and --task.")
         output = place(suite, family, task)
-    written = pickled.convert(file, output, family=family)
+    written = pickled.convert(file, output, family=family, model=MODELS.get(suite or ""), task=task)
     typer.echo(f"{written} {weights_hash(LazyWeights(written))}")
 
 
