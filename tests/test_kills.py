@@ -20,7 +20,7 @@ from projects import write_notebook, write_profile
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts are no part of the installed package
 
-from benchmarks.killing import FILE, WAYS, WORKER, Run, answers  # noqa: E402
+from benchmarks.killing import FILE, WAYS, WORKER, Run, answers, half_written  # noqa: E402
 from mergekit_lite import study  # noqa: E402
 from mergekit_lite.pipeline import runner  # noqa: E402
 from mergekit_lite.study import Cell  # noqa: E402
@@ -149,6 +149,7 @@ def test_a_study_that_is_killed_ends_as_an_undisturbed_one(
     study.run(suite, GRID, workers=1)
     assert answers(records) == undisturbed
     assert len(undisturbed) == len(GRID)
+    assert not half_written(cache)
     assert all(path.read_bytes() == content for path, content in kept.items())  # none was computed again
 
 
