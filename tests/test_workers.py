@@ -1,8 +1,16 @@
 """Work side by side gives what it gives alone, also to a plain script."""
 
+import multiprocessing
+import pickle
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+
+from mergekit_lite.workers import _start
 
 SCRIPT = """
 from mergekit_lite.workers import side_by_side
@@ -30,3 +38,24 @@ def test_a_script_may_use_functions_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout == "['__mp_main__'] [11, 12, 13]\n"  # as Python calls a script in another process
+
+
+def slow_to_load() -> None:
+    time.sleep(60)
+
+
+class SlowToLoad:
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return slow_to_load, ()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_a_worker_whose_parent_is_gone_does_not_even_finish_loading() -> None:
+    alive, keep = multiprocessing.Pipe(duplex=False)
+    keep.close()
+    begun = time.monotonic()
+    worker = multiprocessing.get_context("fork").Process(target=_start, args=(pickle.dumps(SlowToLoad()), alive))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 1
+    assert time.monotonic() - begun < 50

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import nbformat
 import papermill
+import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -233,6 +235,7 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
     partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     failed.unlink(missing_ok=True)
+    _sweep(target)
     ledger = partial.with_suffix(".records")
     ledger.touch()
     os.environ[LEDGER] = str(ledger)  # the kernel inherits it
@@ -268,6 +271,14 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
         del os.environ[LEDGER]
         ledger.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what runs that were killed left of a notebook; what belongs to a process that lives stays."""
+    for path in target.parent.iterdir():
+        left = re.fullmatch(rf"\.{re.escape(target.stem)}\.(\d+)\.(ipynb|records)", path.name)
+        if left and not psutil.pid_exists(int(left[1])):
+            path.unlink(missing_ok=True)
 
 
 def _literal(path: Path) -> str:
