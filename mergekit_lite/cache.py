@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import platformdirs
@@ -65,6 +66,21 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` if need be, and try whether a file can be written there: before hours of work, not after them.
+
+    Raises:
+        KitError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:  # a ValueError is a name with a zero byte
+        words = error.strerror if isinstance(error, OSError) else error
+        raise KitError(f"Nothing can be written to {folder} ({words}). Choose another folder.") from error
 
 
 def _umask() -> int:
