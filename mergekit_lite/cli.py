@@ -226,6 +226,8 @@ def convert(
     from mergekit_lite.weight_files import LazyWeights
     from mergekit_lite.weights import weights_hash
 
+    if not file.name:
+        raise KitError(f"'{file}' is a folder. Name the checkpoint, such as finetuned.pt.")
     check_family(family)
     file, output = _at_home(file) or file, _at_home(output)
     if suite is not None or task is not None:

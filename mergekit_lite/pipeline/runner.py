@@ -165,8 +165,9 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         raise KitError(f"There is no {path.parent.name}/{path.name}.") from error
     except OSError as error:
         raise KitError(f"{path.parent.name}/{path.name} cannot be read ({error.strerror}).") from error
-    # What nbformat raises depends on what is wrong: no JSON, another version, a list for an object, a missing entry.
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, nbformat.ValidationError) as error:
+    # What nbformat raises depends on what is wrong, such as no JSON, another version, or a list for an object; some of
+    # it is asserted.
+    except Exception as error:
         raise KitError(f"{path.parent.name}/{path.name} is not a notebook ({type(error).__name__}).") from error
     return notebook
 
