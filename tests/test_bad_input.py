@@ -349,6 +349,8 @@ CELL: dict[str, Any] = {
     "outputs": [],
     "execution_count": 1,
 }
+SOURCES: list[Any] = [None, 3, {}, [1]]
+TAGS: list[Any] = [3, "parameters", [[]], {"a": 1}]
 
 
 @pytest.mark.parametrize(
@@ -368,8 +370,8 @@ CELL: dict[str, Any] = {
             {"cells": [{key: one for key, one in CELL.items() if key != gone}]}
             for gone in ("source", "cell_type", "metadata")
         ),
-        *({"cells": [{**CELL, "source": source}]} for source in (None, 3, {}, [1])),
-        *({"cells": [{**CELL, "metadata": {"tags": tags}}]} for tags in (3, "parameters", [[]], {"a": 1})),
+        *({"cells": [{**CELL, "source": source}]} for source in SOURCES),
+        *({"cells": [{**CELL, "metadata": {"tags": tags}}]} for tags in TAGS),
         *({"cells": [{**CELL, "cell_type": kind}]} for kind in ("", 3, None)),
     ],
     ids=lambda change: ascii(change)[:40],

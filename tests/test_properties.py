@@ -44,7 +44,7 @@ AGAIN.append(AGAIN)
 
 HOSTILE: list[Any] = [
     *(math.nan, math.inf, -math.inf, -1.5, 1e308, -1e308, 5e-324, -0.0, 0, -1, 10**9, -(10**9), 10**30, 10**5000),
-    *(True, False, None, "", "x", "1e-3", "nan", "\x1b[31m", "\ud800", "\0", "x" * 10_000, b"x", 1j),
+    *(True, False, None, "", "x", "1e-3", "nan", "\x1b[31m", "\ud800", "\0", "x" * 1000, b"x", 1j),
     *([], {}, [[]], [math.nan], [[math.inf]], [["x"]], [[0.3], 1], [[10**400]], {"a": 1}, {1, 2}, AGAIN, DEEP),
     *(datetime.date(2020, 1, 1), object(), int, torch.tensor(1.0)),
 ]
@@ -81,9 +81,12 @@ def valid(schema: Mapping[str, Any], name: str) -> st.SearchStrategy[Any]:
             return st.integers(schema["minimum"], schema["minimum"] + 2)
         case "number":
             low, high = schema.get("minimum"), schema.get("maximum")
-            bounds = {"exclude_min": low is None, "exclude_max": high is None}
-            low, high = (schema.get("exclusiveMinimum", low), schema.get("exclusiveMaximum", high))
-            return st.floats(low, high, **bounds)
+            return st.floats(
+                schema.get("exclusiveMinimum", low),
+                schema.get("exclusiveMaximum", high),
+                exclude_min=low is None,
+                exclude_max=high is None,
+            )
         case "array":
             return st.lists(valid(schema["items"], name), max_size=3)
         case "string":
@@ -200,6 +203,7 @@ def test_a_profile_with_one_strange_word_is_loaded_or_answered_in_words(root: Pa
             st.sampled_from(["suite", "notebooks", "one", "steps", "budget", "name", 3, 1.5, True, None, "x" * 300]),
             inner,
         ),
+        max_leaves=8,
     ),
     st.booleans(),
 )
@@ -263,7 +267,23 @@ def test_a_parameters_cell_of_any_lines_is_read_or_answered_in_words(root: Path,
     read(root, json.dumps(whole))
 
 
-JSON = [None, True, -1, 99, 1e308, "", "x", "parameters", [], {}, [[]], {"a": 1}, "\x1b[31m", "x" * 300, ["parameters"]]
+JSON: list[Any] = [
+    None,
+    True,
+    -1,
+    99,
+    1e308,
+    "",
+    "x",
+    "parameters",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    "\x1b[31m",
+    "x" * 300,
+    ["parameters"],
+]
 
 
 @settings(max_examples=150)
