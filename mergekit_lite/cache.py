@@ -70,16 +70,18 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Check, before any work is done for it, that files can be made in `folder`.
+    """Make `folder` if need be, and try whether a file can be written there: before hours of work, not after them.
 
     Raises:
-        KitError: they cannot.
+        KitError: it cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise _unwritable(folder, error) from error
+    except ValueError as error:  # a name with a zero byte
+        raise KitError(f"{folder} is no name of a folder ({error}). Choose another.") from error
 
 
 def _unwritable(path: Path, error: OSError) -> KitError:
