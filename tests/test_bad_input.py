@@ -404,3 +404,9 @@ def test_the_notebook_itself_is_fine(root: Path) -> None:
     assert runner.notebook_parameters(root / "notebooks" / "one.ipynb").keys() == {
         line.partition(":")[0] for line in PARAMETERS.splitlines()
     }
+
+
+def test_a_cache_at_the_home_of_nobody(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGEKIT_LITE_CACHE", "~no-such-user/x")
+    said = refused(root, "convert", "file", "--suite", "clip-vit-b-32", "--task", "dtd")
+    assert "MERGEKIT_LITE_CACHE is '~no-such-user/x'" in said
