@@ -1,6 +1,7 @@
 """Work side by side gives what it gives alone, also to a plain script."""
 
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mergekit_lite.workers import _start
+from mergekit_lite.workers import _start, cores
 
 SCRIPT = """
 from mergekit_lite.workers import side_by_side
@@ -38,6 +39,17 @@ def test_a_script_may_use_functions_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout == "['__mp_main__'] [11, 12, 13]\n"  # as Python calls a script in another process
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_a_run_that_is_bound_to_one_core_has_one_worker() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert cores() == len(allowed)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def slow_to_load() -> None:
