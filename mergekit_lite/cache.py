@@ -1,15 +1,21 @@
 """The cache directory, and writing into it so that nothing half-written is ever found there."""
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
+import psutil
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from mergekit_lite.errors import KitError
 
@@ -17,6 +23,8 @@ LEDGER = "MERGEKIT_LITE_LEDGER"
 """Environment variable with the file in which `study.run` notes the records it returned; the runner sets it."""
 
 VARIABLE = "MERGEKIT_LITE_CACHE"
+
+PATIENCE = 600.0  # seconds to wait for a lock whose holder may be gone for ever
 
 
 def cache_dir(*parts: str) -> Path:
@@ -52,19 +60,44 @@ def written_whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
-        if path.is_dir() and not path.is_symlink():
-            aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
-            os.replace(path, aside)
-            print(f"The folder {path} stands where a file belongs: it was moved to {aside.name}.", flush=True)
+        _move_folder_aside(path)
         os.replace(temporary, path)
     except OSError as error:
-        raise KitError(
-            f"{path} cannot be written ({error.strerror or error}). "
-            f"Free some space or make its folder writable; the cache can be elsewhere: set {VARIABLE}."
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` if need be, and try whether a file can be written there: before hours of work, not after them.
+
+    Raises:
+        KitError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    except ValueError as error:  # a name with a zero byte
+        raise KitError(f"{folder} is no name of a folder ({error}). Choose another.") from error
+
+
+def _unwritable(path: Path, error: OSError) -> KitError:
+    place = error.filename and Path(error.filename)
+    where = f": {place}" if place in path.parents else ""  # a file where a folder belongs
+    return KitError(
+        f"{path} cannot be written ({error.strerror or error}{where}). "
+        f"Free some space or make its folder writable; the cache can be elsewhere: set {VARIABLE}."
+    )
+
+
+def _move_folder_aside(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
+        os.replace(path, aside)
+        print(f"The folder {path} stands where a file belongs: it was moved to {aside.name}.", flush=True)
 
 
 def _umask() -> int:
@@ -80,6 +113,7 @@ def sealed(path: Path) -> Iterator[Path]:
     with written_whole(path) as temporary:
         yield temporary
         digest = file_digest(temporary)
+        _move_folder_aside(seal)
         seal.unlink(missing_ok=True)  # killed between the two, the file counts as unfinished
     with written_whole(seal) as temporary:
         temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
@@ -93,8 +127,8 @@ def seal_of(path: Path) -> Path:
 _known: set[tuple[str, int, int, int, str]] = set()  # what this process has read whole and found intact
 
 
-def intact(path: Path) -> bool:
-    """Return whether `path` is, to the bit, what was `sealed`; say so if it is there but is not.
+def intact(path: Path, *, say: bool = True) -> bool:
+    """Return whether `path` is, to the bit, what was `sealed`; if asked to, `say` so if it is there but is not.
 
     The file is read whole once per process, and again when it was written to.
     """
@@ -104,23 +138,96 @@ def intact(path: Path) -> bool:
         known = (str(path), state.st_ino, state.st_size, state.st_mtime_ns, words[0])
         if known in _known:
             return True
-        if file_digest(path) == words[0]:
+        if stat.S_ISREG(state.st_mode) and file_digest(path) == words[0]:  # a pipe would never end
             _known.add(known)
             return True
     except FileNotFoundError:
         return False  # it was never made, or its making was interrupted
     except (OSError, ValueError, IndexError):  # a folder, a loop of links, unreadable, or a seal that is none
         pass
-    print(f"{path} is damaged: it is made anew.", flush=True)
+    if say:
+        print(f"{path} is damaged: it is made anew.", flush=True)
     return False
 
 
+def ensure(make: Callable[[], object], *paths: Path) -> None:
+    """Have `make` make all of `paths`, each `sealed`, unless they are intact; of two runs one makes them.
+
+    What is intact is only read, so that a cache which cannot be written to serves. What is damaged is said, once.
+
+    Raises:
+        KitError: they must be made, and their folder cannot be written to or locked.
+    """
+    if all(intact(path, say=False) for path in paths):
+        return
+    with locked(*paths):
+        if not all([intact(path) for path in paths]):
+            make()
+
+
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that belongs to `path`, so that of two runs on one cache one computes and the other waits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+def locked(path: Path, *others: Path) -> Iterator[None]:
+    """Hold the lock that belongs to `path`, so that of two runs on one cache one computes and the other waits.
+
+    It stands for `others` too. What a process that was killed left half-written of any of them is removed.
+
+    Raises:
+        KitError: the folder cannot be written to, it has no locks to give, or a lock was left behind.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _acquire(lock)
+    except OSError as error:
+        if error.errno == errno.ENOLCK:
+            raise KitError(
+                f"The file system of {path.parent} gives out no locks ({error.strerror}): ask who runs it to start its "
+                f"lock service, or put the cache on a disk of this machine: set {VARIABLE}."
+            ) from error
+        raise _unwritable(path, error) from error
+    try:
+        _sweep({one.parent for one in (path, *others)}, tuple(f".{one.name}." for one in (path, *others)))
         yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock) -> None:
+    """Wait for `lock` as long as its holder lives, and for `PATIENCE` seconds if nobody can tell whether it does.
+
+    The system frees the lock of a process that ended. Where a file system has no such locks, filelock makes do with a
+    file that says who holds it, and looks for that process. If it is of another machine, or the file says nothing, it
+    may stay there for ever.
+    """
+    while True:
+        try:
+            lock.acquire(timeout=PATIENCE)
+            return
+        except Timeout as error:
+            if isinstance(lock, SoftFileLock):
+                with suppress(FileNotFoundError):  # it was let go just now
+                    _check_holder(Path(lock.lock_file), error)
+
+
+def _check_holder(path: Path, error: Timeout) -> None:
+    """Raise unless the process that `path` names is one of this machine that lives."""
+    age = (time.time() - path.stat().st_mtime) / 60
+    words = path.read_text(encoding="utf-8", errors="replace").split()
+    pid, host, *_ = words if len(words) > 1 else ["unknown", "an unknown machine"]
+    here = host.startswith(socket.gethostname())  # filelock adds to it which container it is
+    if not (here and pid.isdecimal() and psutil.pid_exists(int(pid))):
+        raise KitError(
+            f"The lock {path} is held by process {pid} on {host}, and has been for {age:.0f} min. If no run is at work "
+            "there, it was left behind: delete that file and run this again."
+        ) from error
+
+
+def _sweep(folders: set[Path], starts: tuple[str, ...]) -> None:
+    """Remove files that were being written when their process ended; their lock is held, so that nobody writes them."""
+    for folder in folders:
+        for left in [one for one in folder.iterdir() if one.suffix == ".tmp" and one.name.startswith(starts)]:
+            with suppress(OSError):
+                left.unlink()
 
 
 def content_hash(content: Any) -> str:

@@ -1,5 +1,6 @@
 """The command `mergekit-lite`. Each command imports what it needs when it is called, so that help comes at once."""
 
+import errno
 import functools
 from collections.abc import Callable
 from importlib.metadata import version
@@ -23,6 +24,14 @@ app = typer.Typer(
 )
 
 
+def escaped(text: str) -> str:
+    """Return `text` with all that a terminal would obey, such as its escape character, spelt out; lines stay lines."""
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape", "backslashreplace").decode()
+        for one in text
+    )
+
+
 def worded(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Print what the user can mend as one error message, without a traceback."""
 
@@ -31,13 +40,26 @@ def worded(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         try:
             return command(*args, **kwargs)
         except KitError as error:
-            typer.echo(f"Error: {error}", err=True)
+            typer.echo(f"Error: {escaped(str(error))}", err=True)
+            raise typer.Exit(1) from None
+        except OSError as error:  # of the system's own, such as a folder that was removed while we worked in it
+            if error.errno == errno.EPIPE:  # `| head`: typer ends in silence
+                raise
+            typer.echo(f"Error: {escaped(str(error))}. Check that file or folder, and try again.", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             typer.echo("Interrupted. What was finished is kept: run the same command again to resume.", err=True)
             raise typer.Exit(130) from None
 
     return wrapped
+
+
+def _at_home(path: Path | None) -> Path | None:
+    """Return `path` with the home folder that a ~ stands for, which a shell leaves to us behind ``--output=``."""
+    try:
+        return path and path.expanduser()
+    except RuntimeError as error:
+        raise KitError(f"'{path}' cannot be found: {error} Name it by its whole path.") from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -127,6 +149,13 @@ def pretrain(
     """
     if suite != "miniature":
         raise KitError(f"The base weights of '{suite}' are not made here. Suites that can be pre-trained: miniature.")
+    from mergekit_lite.cache import check_writable
+
+    output = _at_home(output)
+    if output is not None:
+        if output.is_dir():
+            raise KitError(f"{output} is a folder. Name a file in it, such as base.safetensors.")
+        check_writable(output.parent)
     from mergekit_lite.suites.miniature import pretraining
 
     typer.echo(pretraining.pretrain(output))
@@ -163,7 +192,7 @@ def finetune(
         tuning.make_expert(
             load_suite(suite, device),
             task,
-            output=output or Path("finetuned") / suite / task,
+            output=_at_home(output) or Path("finetuned") / suite / task,
             steps=steps,
             learning_rate=learning_rate,
             batch_size=batch_size,
@@ -192,17 +221,23 @@ def convert(
 
     Example: `mergekit-lite convert DTD/finetuned.pt --suite clip-vit-b-32 --task dtd`
     """
+    from mergekit_lite.suites import check_family
     from mergekit_lite.suites.clip import pickled
+    from mergekit_lite.suites.clip.benchmark import MODELS
     from mergekit_lite.weight_files import LazyWeights
     from mergekit_lite.weights import weights_hash
 
+    if not file.name:
+        raise KitError(f"'{file}' is a folder. Name the checkpoint, such as finetuned.pt.")
+    check_family(family)
+    file, output = _at_home(file) or file, _at_home(output)
     if suite is not None or task is not None:
         from mergekit_lite.suites.clip.converted import place
 
         if output is not None:
             raise KitError("An expert of a suite has its place. Leave out --output, or --suite and --task.")
         output = place(suite, family, task)
-    written = pickled.convert(file, output, family=family)
+    written = pickled.convert(file, output, family=family, model=MODELS.get(suite or ""), task=task)
     typer.echo(f"{written} {weights_hash(LazyWeights(written))}")
 
 
@@ -230,7 +265,7 @@ def fetch(
         str, typer.Option(metavar="TASKS", help="eight, fourteen, twenty, or names with commas between.")
     ] = "twenty",
     train: Annotated[bool, typer.Option(help="Bring training images too; few methods need them.")] = True,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 is one per core.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that decode; 0 is one per core.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print sizes and what is there; download nothing.")
     ] = False,

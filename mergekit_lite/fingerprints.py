@@ -25,6 +25,8 @@ from mergekit_lite.syntax import class_called, definitions, read, statements, st
 
 PACKAGE = __name__.partition(".")[0]
 
+_PLACE = ("__file__", "__name__", "__package__", "__path__", "__spec__")  # where code lies, not what it computes
+
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -143,6 +145,8 @@ class _Reader:
             name = dotted.partition(".")[0]
             if name in closure:
                 used[dotted] = self.value(closure[name])
+            elif name in _PLACE:
+                used[dotted] = name
             elif name in names:
                 used[dotted] = self._named(dotted, names)
             elif not hasattr(builtins, name):

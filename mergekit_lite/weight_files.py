@@ -1,5 +1,6 @@
 """Weights in safetensors files: written whole, read tensor by tensor."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -9,23 +10,35 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergekit_lite.cache import written_whole
+from mergekit_lite.cache import sealed, written_whole
 from mergekit_lite.errors import KitError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def write(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write weights as one safetensors file, whole or not at all.
+_FACTS = "mergekit_lite"  # the one entry of a file's metadata: safetensors writes several in a random order
+
+
+def write(
+    path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, seal: bool = False
+) -> None:
+    """Write weights as one safetensors file, whole or not at all; equal weights and metadata give equal files.
+
+    Args:
+        path: of the file.
+        weights: name -> tensor.
+        metadata: what `LazyWeights` returns as such; in the file they are one entry, as JSON.
+        seal: whether to write the file's SHA-256 beside it, see `cache.sealed`.
 
     Raises:
         KitError: the file cannot be written.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    facts = {_FACTS: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
     try:
-        with written_whole(path) as temporary:
-            save_file(tensors, temporary, metadata=dict(metadata or {}))
-    except (OSError, SafetensorError) as error:
+        with (sealed if seal else written_whole)(path) as temporary:
+            save_file(tensors, temporary, metadata=facts)
+    except SafetensorError as error:
         raise KitError(f"{path} cannot be written: {error}. Free some space or choose another folder.") from error
 
 
@@ -54,7 +67,7 @@ class LazyWeights(Mapping[str, Tensor]):
         try:
             self._file: Any = safe_open(self.path, framework="pt", device=str(device))
             self._names: tuple[str, ...] = tuple(self._file.keys())
-            self.metadata: dict[str, str] = self._file.metadata() or {}
+            self.metadata: dict[str, str] = _unfolded(self._file.metadata() or {})
         except FileNotFoundError as error:
             raise KitError(f"There is no weights file {self.path}. Check the path, or make the file again.") from error
         except (OSError, SafetensorError) as error:
@@ -90,3 +103,11 @@ class LazyWeights(Mapping[str, Tensor]):
         header = self._file.get_slice(name)
         known = _DTYPES.get(header.get_dtype())
         return tuple(header.get_shape()), known if known else self[name].dtype
+
+
+def _unfolded(metadata: dict[str, str]) -> dict[str, str]:
+    try:
+        facts = json.loads(metadata[_FACTS])
+    except (KeyError, ValueError, RecursionError):  # somebody else's file
+        return metadata
+    return {name: str(fact) for name, fact in facts.items()} if isinstance(facts, dict) else metadata

@@ -73,12 +73,6 @@ def _prepared() -> Any:
 
 def _start(setup: bytes, alive: Connection) -> None:
     global _setup
-    # Collections while modules load go through all of torch and find nothing, for a third of the time to load a suite.
-    # At the end Python would take torch apart object by object, for another 1.5 s.
-    gc.disable()
-    _setup = pickle.loads(setup)  # loads the suite's modules
-    gc.enable()
-    atexit.register(os._exit, 0)
 
     def watch_parent() -> None:
         alive.poll(None)  # nothing is ever sent: this returns when the parent closes its end, or is killed
@@ -86,6 +80,13 @@ def _start(setup: bytes, alive: Connection) -> None:
 
     threading.Thread(target=watch_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends its workers quietly
+
+    # Collections while modules load go through all of torch and find nothing, for a third of the time to load a suite.
+    # At the end Python would take torch apart object by object, for another 1.5 s.
+    gc.disable()
+    _setup = pickle.loads(setup)  # loads the suite's modules
+    gc.enable()
+    atexit.register(os._exit, 0)
     torch.set_num_threads(1)
 
 

@@ -21,7 +21,7 @@ from mergekit_lite.suites import suite
 from mergekit_lite.suites.miniature.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
-QUOTE = re.compile(r"\{glue:text\}`(executed/\w+\.ipynb)::([\w-]+):\.(\d)f`")
+QUOTE = re.compile(r"\{glue:text\}`(?:\.\./)?(executed/\w+\.ipynb)::([\w-]+):\.(\d)f`")
 PICTURE = re.compile(r"^```\{glue\} ([\w-]+)\n:doc: (executed/\w+\.ipynb)$", flags=re.MULTILINE)
 SOURCES = {
     path.relative_to(ROOT / "book"): path.read_text(encoding="utf-8")

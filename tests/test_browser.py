@@ -5,6 +5,7 @@ this is skipped.
 """
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -212,6 +213,16 @@ def test_search_finds_adamerging(book: Book) -> None:
     found = window.evaluate("[...document.querySelectorAll('#search-results li a')].map((one) => one.href)")
     window.close()
     assert any("methods/adamerging.html" in address for address in found)
+
+
+def test_what_the_search_shows_of_a_page_is_its_text(book: Book) -> None:
+    window = book.open("search")
+    window.goto(f"{book.address}/search.html?q=AdaMerging")
+    window.wait_for_selector("#search-results p.context")
+    window.wait_for_load_state("networkidle")
+    shown = window.evaluate("[...document.querySelectorAll('#search-results p.context')].map((one) => one.textContent)")
+    window.close()
+    assert [text for text in shown if re.match(r"[.\s]*(ipynb|md|pdf)\b", text)] == []
 
 
 def test_a_hint_is_opened_by_the_keyboard(book: Book) -> None:

@@ -138,3 +138,23 @@ def test_other_exceptions_keep_their_traceback() -> None:
         worded(broken)()
     with pytest.raises(typer.Exit):
         worded(mended)()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KitError("\x1b[31mred\r\u202e\ud800\nä {next}"), "Error: \\x1b[31mred\\r\\u202e\\ud800\nä {next}\n"),
+        (
+            PermissionError(13, "No", "/a\x1b"),
+            "Error: [Errno 13] No: '/a\\x1b'. Check that file or folder, and try again.\n",
+        ),
+    ],
+)
+def test_a_terminal_obeys_nothing_that_an_error_quotes(
+    error: Exception, words: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(root: Path) -> Path:
+        raise error
+
+    monkeypatch.setattr(book, "build_book", broken)
+    assert call("book") == (1, "", words)

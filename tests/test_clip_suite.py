@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import pickle
 import threading
 import time
@@ -21,12 +22,12 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from tiny_clip import CONFIG, TASKS, TINY
 
 from mergekit_lite import machine, study
-from mergekit_lite.cache import content_hash
+from mergekit_lite.cache import cache_dir, content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
 from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, load_suite
-from mergekit_lite.suites.clip import ClipSuite, check, hub
+from mergekit_lite.suites.clip import ClipSuite, check, hub, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
 from mergekit_lite.suites.scoring import accuracy
@@ -173,6 +174,29 @@ def test_experts_that_are_what_they_should_be_pass_and_are_measured_once(
     assert [one.difference for one in found] == [-0.5, 0.5]
 
 
+def test_a_damaged_answer_of_the_check_is_measured_again(
+    suite: ClipSuite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    true = {task: accuracy(suite, suite.experts[task], task) for task in TASKS}
+    promise(suite, **true)
+    check.check_experts(suite, TASKS)
+    path, other = (next(cache_dir("checks", suite.name).glob(f"{task}-*.json")) for task in TASKS)
+    content = path.read_text()
+    swapped = {one: one.with_name(f"{one.name}.sha256").read_bytes() for one in (path, other)}
+    for damaged in (content.replace('"accuracy": ', '"accuracy": 9'), content[:-9], "", "[]", "\0" * 99):
+        path.write_text(damaged)
+        check.check_experts(suite, TASKS)  # raises if it believes another number
+        assert path.read_text() == content
+    path.write_bytes(other.read_bytes())
+    path.with_name(f"{path.name}.sha256").write_bytes(swapped[other])
+    check.check_experts(suite, TASKS)
+    path.unlink()
+    path.mkdir()
+    check.check_experts(suite, TASKS)
+    assert path.read_text() == content
+    assert "is damaged: it is made anew" in capsys.readouterr().out
+
+
 def test_a_wrong_expert_is_refused_with_the_numbers_unless_told_to_go_on(
     suite: ClipSuite, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -188,6 +212,8 @@ def test_a_wrong_expert_is_refused_with_the_numbers_unless_told_to_go_on(
     )
     assert "(tanganke/clip-vit-base-patch32_eurosat on tanganke/eurosat, split test)" in words
     assert "mnist:" not in words
+    for path in (files[hub_tasks()["eurosat"].experts["b32"]], sources.place(hub_tasks()["eurosat"], "test")):
+        assert f"\n  {path}\n" in f"{words}\n"
     for advice in ("the checkpoint of another task", "mergekit-lite fetch clip-tiny", f"set {check.VARIABLE}=1"):
         assert advice in words
     assert len(check.check_experts(suite, TASKS, tolerance=100)) == 2
@@ -322,6 +348,47 @@ def test_a_damaged_file_is_deleted_and_can_be_fetched_again(server: Hub) -> None
     with pytest.raises(KitError, match=r"someone/expert/model\.safetensors arrived damaged: its SHA-256"):
         hub.downloaded(REPO, NAME)
     server.content = BYTES
+    assert hub.downloaded(REPO, NAME).read_bytes() == BYTES
+
+
+def spoil(path: Path) -> None:
+    """Change one bit of what the hub's cache keeps; size and time stamp stay."""
+    written = path.stat()
+    path.resolve().write_bytes(b"Weights" + BYTES[7:])
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
+    hub._digest.cache_clear()  # as in another process
+
+
+def test_what_was_damaged_on_the_disk_is_found_and_fetched_anew(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = hub.downloaded(REPO, NAME)
+    spoil(path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(KitError, match=rf"is damaged: it is not what the hub lists .* Delete {path.resolve()}, unset"):
+        hub.downloaded(REPO, NAME)
+    assert path.exists()  # whoever is offline may want to look at it
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert hub.downloaded(REPO, NAME).read_bytes() == BYTES
+    assert f"{path} is damaged: it is fetched anew.\n" in capsys.readouterr().out
+
+
+def test_a_file_of_the_hub_is_read_whole_once_per_process(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.downloaded(REPO, NAME)
+    monkeypatch.setattr(hub, "file_digest", lambda path: pytest.fail(f"{path} is read again"))
+    assert hub.downloaded(REPO, NAME) == hub.downloaded(REPO, NAME)
+
+
+@pytest.mark.parametrize("where", ["name", "content"])
+@pytest.mark.parametrize("what", ["nothing", "folder", "loop", "nothing at the end"])
+def test_whatever_stands_in_a_files_place_it_is_fetched_again(server: Hub, where: str, what: str) -> None:
+    path = hub.downloaded(REPO, NAME)
+    spoilt = path if where == "name" else path.resolve()
+    spoilt.unlink()
+    if what == "folder":
+        spoilt.mkdir()
+    elif what != "nothing":
+        spoilt.symlink_to(spoilt if what == "loop" else "nowhere")
     assert hub.downloaded(REPO, NAME).read_bytes() == BYTES
 
 

@@ -1,7 +1,8 @@
 """Converted checkpoints of another family become a suite of their own, which says so in every record."""
 
+import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
 from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, load_suite
-from mergekit_lite.suites.clip import ClipSuite
+from mergekit_lite.suites.clip import ClipSuite, converted
 from mergekit_lite.suites.clip.benchmark import MODELS
 from mergekit_lite.suites.clip.converted import ConvertedSuite, place
+from mergekit_lite.suites.clip.encoder_layout import layout
+from mergekit_lite.weight_files import LazyWeights
 
 
 @pytest.fixture
@@ -49,37 +52,37 @@ def oc8() -> ConvertedSuite:
 def test_experts_come_from_the_converted_files_and_their_projection_is_merged(
     suite: ClipSuite, family: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    converted = oc8()
-    assert set(converted.base) == set(suite.base) | {"proj"}
+    theirs = oc8()
+    assert set(theirs.base) == set(suite.base) | {"proj"}
     for task, encoder in family.items():
-        assert all(torch.equal(converted.experts[task][name], value) for name, value in encoder.items())
+        assert all(torch.equal(theirs.experts[task][name], value) for name, value in encoder.items())
     images = torch.from_numpy(suite.split("mnist", "test").images[:4])
-    assert torch.equal(converted.encode(converted.base, images), suite.encode(suite.base, images))
-    changed = {**converted.base, "proj": family["mnist"]["proj"]}
-    assert not torch.allclose(converted.encode(changed, images), converted.encode(converted.base, images))
+    assert torch.equal(theirs.encode(theirs.base, images), suite.encode(suite.base, images))
+    changed = {**theirs.base, "proj": family["mnist"]["proj"]}
+    assert not torch.allclose(theirs.encode(changed, images), theirs.encode(theirs.base, images))
 
 
 def test_a_record_says_of_which_family_its_experts_are(
     suite: ClipSuite, family: Mapping[str, Mapping[str, Tensor]], tmp_path: Path
 ) -> None:
     cell = Cell(method="simple_average", pool=TASKS, evaluate=TASKS)
-    converted = oc8()
-    (record,) = study.run(converted, [cell], workers=1, folder=tmp_path / "records")
+    theirs = oc8()
+    (record,) = study.run(theirs, [cell], workers=1, folder=tmp_path / "records")
     assert record.suite == f"{TINY.name}@OC-8"
-    assert converted.title == "CLIP tiny (OC-8)"
+    assert theirs.title == "CLIP tiny (OC-8)"
     assert study.cell_key(suite, cell) != record.key
     told = record.provenance.sources
     assert told["base"].startswith("nobody/base@")
     assert told["mnist"].startswith("OC-8: mnist.pt, sha256 ")
-    again = pickle.loads(pickle.dumps(converted.loader))()
-    assert (again.name, study.cell_key(again, cell)) == (converted.name, record.key)
+    again = pickle.loads(pickle.dumps(theirs.loader))()
+    assert (again.name, study.cell_key(again, cell)) == (theirs.name, record.key)
 
 
 def test_a_key_changes_with_the_converted_file(family: Mapping[str, Mapping[str, Tensor]], tmp_path: Path) -> None:
     before = oc8().fingerprint(TASKS, ["mnist"])
     assert before == oc8().fingerprint(TASKS, ["mnist"])
     torch.save({name: value + 1 for name, value in family["eurosat"].items()}, tmp_path / "other.pt")
-    convert(tmp_path / "other.pt", "eurosat")
+    assert convert(tmp_path / "other.pt", "eurosat").exit_code == 0
     after = oc8().fingerprint(TASKS, ["mnist"])
     assert {name for name in before if before[name] != after[name]} == {"experts"}
     assert before["experts"]["mnist"] == after["experts"]["mnist"]
@@ -102,13 +105,88 @@ def test_an_expert_that_is_missing_or_does_not_fit_is_worded(
     with pytest.raises(KitError, match=r"no OC-8 expert of 'dtd'.* mergekit-lite convert FILE.pt --suite clip-tiny "):
         oc8().prepare(["mnist", "dtd"], 1)
     path = place(TINY.name, "OC-8", "mnist")
-    save_file(load_file(path), path, {"family": "OC-20", "weights": "x"})
-    with pytest.raises(KitError, match="is of the family OC-20, not OC-8"):
+    facts = LazyWeights(path).metadata
+    save_file(load_file(path), path, facts | {"family": "OC-20"})
+    with pytest.raises(KitError, match=r"the expert of 'mnist' of the family OC-20, not that of 'mnist' of OC-8\. Del"):
         oc8().expert("mnist")
-    torch.save({"visual.conv1.weight": torch.ones(1, 3, 8, 8)}, tmp_path / "short.pt")
-    convert(tmp_path / "short.pt", "mnist")
-    with pytest.raises(KitError, match=r"the OC-8 expert of 'mnist' do not fit .* 'class_embedding' is missing"):
-        oc8().expert("mnist")
+    save_file(load_file(path), path, {"family": "OC-8"})
+    with pytest.raises(KitError, match=r"does not say what `mergekit-lite convert` notes of a checkpoint\. Delete it"):
+        oc8().expert_hash("mnist")
+
+
+def test_a_checkpoint_of_another_model_is_refused_at_once(
+    family: Mapping[str, Mapping[str, Tensor]], tmp_path: Path
+) -> None:
+    path = place(TINY.name, "OC-8", "mnist")
+    before = path.read_bytes()
+    narrow = layout(width=32, patch=8, positions=17, depth=2, joint=16, inner=128)
+    torch.save({name: torch.ones(shape) for name, shape in narrow.items()}, tmp_path / "narrow.pt")
+    result = convert(tmp_path / "narrow.pt", "mnist")
+    assert result.exit_code == 1
+    assert "its tensors are not those of CLIP tiny: 'class_embedding' has shape (32,), not (64,)" in result.output
+    without = {name: value for name, value in family["mnist"].items() if name != "proj"}
+    torch.save(without, tmp_path / "short.pt")
+    assert "'proj' is missing" in convert(tmp_path / "short.pt", "mnist").output
+    assert path.read_bytes() == before
+
+
+def flipped(path: Path) -> None:
+    """One bit of an exponent; size and time stamp stay."""
+    written = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x40
+    path.write_bytes(content)
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
+
+
+def zeroed(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def made_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def made_a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def swapped(path: Path) -> None:
+    path.write_bytes(path.with_name("eurosat.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (flipped, "is damaged: its numbers are not those that were converted"),
+        (zeroed, "is damaged: its numbers are not those that were converted"),
+        (truncated, "is not a whole safetensors file"),
+        (made_a_folder, "is not a whole safetensors file"),
+        (made_a_loop, "There is no OC-8 expert of 'mnist'"),
+        (Path.unlink, "There is no OC-8 expert of 'mnist'"),
+        (swapped, "says that it is the expert of 'eurosat' of the family OC-8, not that of 'mnist'"),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_a_damaged_expert_is_found_and_converted_again(
+    family: Mapping[str, Mapping[str, Tensor]], damage: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    suite, path = oc8(), place(TINY.name, "OC-8", "mnist")
+    before = suite.expert_hash("mnist")
+    damage(path)
+    converted._hash_of.cache_clear()  # as in another process
+    for used in (suite.expert, suite.expert_hash):
+        with pytest.raises(KitError, match=rf"{words}.* mergekit-lite convert FILE\.pt --suite clip-tiny --task mnist"):
+            used("mnist")
+    assert convert(tmp_path / "mnist.pt", "mnist").exit_code == 0
+    assert suite.expert_hash("mnist") == before
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Decoding once: the same pixels as open_clip's, kept in memory-mapped files that resume, and tell when damaged."""
 
-import json
+import errno
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from loopback_data import connect, named, picture, put_data, table
 from loopback_hub import LoopbackHub, loopback_hub
 from PIL import Image
 
-from mergekit_lite.cache import cache_dir
+from mergekit_lite.cache import cache_dir, file_digest
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import decoded, hub_data, pixels
 from mergekit_lite.suites.clip.benchmark import HubTask, hub_tasks
@@ -152,37 +152,151 @@ def test_damage_is_found_and_only_what_is_wrong_is_decoded_again(
     assert "is damaged: what is wrong is decoded again" in capsys.readouterr().out
 
 
+def zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def unbalanced(path: Path) -> None:
+    """The first bytes of numpy's files say what is in them, in Python's own syntax."""
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"}", b"{", 1))
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def made_a_folder(path: Path) -> None:
+    path.unlink()
+    (path / "somebody's").mkdir(parents=True)
+
+
+def made_a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def swapped(path: Path) -> None:
+    """Another split's file, whole in itself, under this one's name."""
+    kind = next(kind for kind in (".images.npy", ".labels.npy", ".json") if path.name.endswith(kind))
+    (other,) = (one for one in files(kind) if one != path)
+    path.write_bytes(other.read_bytes())
+
+
+DAMAGES = (zeroed, flipped, unbalanced, truncated, Path.unlink, made_a_folder, made_a_loop, swapped)
+
+
 @pytest.mark.usefixtures("hub")
-def test_damage_that_left_no_trace_is_found_when_all_is_read(mnist: HubTask) -> None:
-    decoded.decoded_split(mnist, "test", SIDE)
-    assert decoded.verified(mnist, "test", SIDE)
+@pytest.mark.parametrize("kind", [".images.npy", ".labels.npy", ".json"])
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_whatever_happens_to_a_file_of_a_cache_it_mends_itself(
+    mnist: HubTask, kind: str, damage: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = decoded.decoded_split(mnist, "test", SIDE)
+    images, labels = np.array(before.images), before.labels
+    decoded.decoded_split(replace(mnist, test_split="train"), "test", SIDE)
+    path = next(path for path in files(kind) if path.name.startswith(name_of(mnist)))
+    damage(path)
+    monkeypatch.setattr(decoded, "_read", set())  # as in another process
+    chunks = decoding(monkeypatch)
+    after = decoded.decoded_split(mnist, "test", SIDE)
+    assert np.array_equal(after.images, images)
+    assert after.labels.tolist() == labels.tolist()
+    assert path.is_file()
+    assert not path.is_symlink()
+    if kind == ".labels.npy":
+        assert chunks == []  # the images are right
+    assert (damage is not made_a_folder) or [one for one in files("") if ".aside-" in one.name]
+
+
+def name_of(task: HubTask) -> str:
+    return f"{task.name}-test-{SIDE}-{decoded.fingerprint(task, 'test', SIDE)}"
+
+
+@pytest.mark.usefixtures("hub")
+def test_one_flipped_bit_that_left_no_trace_is_found_in_the_next_process(
+    mnist: HubTask, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = np.array(decoded.decoded_split(mnist, "test", SIDE).images)
     path = files(".images.npy")[0]
     written = path.stat()
-    np.load(path, mmap_mode="r+")[0] = 0
+    np.load(path, mmap_mode="r+")[17, 0, 0, 0] ^= 1
     os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
-    decoded.decoded_split(mnist, "test", SIDE)
-    assert not decoded.verified(mnist, "test", SIDE)
-
-
-@pytest.mark.usefixtures("hub")
-@pytest.mark.parametrize("part", [".images.npy", ".labels.npy"])
-def test_a_truncated_file_is_made_again(mnist: HubTask, part: str) -> None:
-    before = np.array(decoded.decoded_split(mnist, "test", SIDE).images)
-    path = files(part)[0]
-    with path.open("r+b") as stream:
-        stream.truncate(path.stat().st_size - 100)
-    assert np.array_equal(before, decoded.decoded_split(mnist, "test", SIDE).images)
-
-
-@pytest.mark.usefixtures("hub")
-def test_a_copied_cache_is_read_once_more_and_then_trusted(mnist: HubTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded.decoded_split(mnist, "test", SIDE)
-    path = files(".images.npy")[0]
-    os.utime(path)
+    monkeypatch.setattr(decoded, "_read", set())
     chunks = decoding(monkeypatch)
+    after = decoded.decoded_split(mnist, "test", SIDE)
+    assert chunks == [2]
+    assert np.array_equal(before, after.images)
+    assert "is damaged: what is wrong is decoded again" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_cache_is_read_whole_once_per_process_and_after_it_was_written_to(
+    mnist: HubTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoded.decoded_split(mnist, "test", SIDE)
-    assert chunks == []
-    assert json.loads(files(".json")[0].read_text())["changed"] == path.stat().st_mtime_ns
+    read: list[str] = []
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return file_digest(path)
+
+    monkeypatch.setattr(decoded, "file_digest", noted)
+    for _ in range(3):
+        decoded.decoded_split(mnist, "test", SIDE)
+    assert len(read) == 1
+    os.utime(files(".images.npy")[0])
+    decoded.decoded_split(mnist, "test", SIDE)
+    assert len(read) == 2
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_finished_cache_is_read_without_a_lock(mnist: HubTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it serves from a folder that nobody may write to."""
+    decoded.decoded_split(mnist, "test", SIDE)
+    monkeypatch.setattr("mergekit_lite.cache.FileLock", lambda path: pytest.fail(f"locks {path}"))
+    assert len(decoded.decoded_split(mnist, "test", SIDE).images) == 20
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("damage", [zeroed, made_a_folder, made_a_loop], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("suffix", [".part", ".ledger"])
+def test_what_an_interrupted_run_left_may_be_damaged_too(
+    mnist: HubTask, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], suffix: str
+) -> None:
+    with monkeypatch.context() as interrupted:
+        decoding(interrupted, stop_at=2)
+        with pytest.raises(KeyboardInterrupt):
+            decoded.decoded_split(mnist, "test", SIDE)
+    damage(files(suffix)[0])
+    split = decoded.decoded_split(mnist, "test", SIDE)
+    dataset = hub_data.labelled(mnist, "test")
+    assert np.array_equal(split.images[3], pixels.preprocessing(SIDE)(dataset[3]["image"]))
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_folder_that_cannot_be_written_to_is_said(mnist: HubTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(decoded, "open_memmap", full)
+    with pytest.raises(
+        KitError, match=r"'mnist': images cannot be kept in .*clip \(No space left on device\)\. Free s"
+    ):
+        decoded.decoded_split(mnist, "test", SIDE)
+
+
+@pytest.mark.parametrize("chosen", ["some", "²", "-1", "1.5", "", "9" * 5000])
+def test_a_number_of_training_images_that_is_none_is_said(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(decoded.TRAIN_VARIABLE, chosen)
+    with pytest.raises(KitError, match=r"MERGEKIT_LITE_TRAIN_IMAGES is '.*'\. Set it to a number"):
+        decoded.train_images()
 
 
 @pytest.mark.usefixtures("hub")
@@ -247,9 +361,6 @@ def test_sizes_are_known_before_anything_is_fetched(cache: Path, monkeypatch: py
     assert decoded.predicted_bytes(tasks["mnist"], "test", 224) == 10000 * (3 * 224 * 224 + 8)
     monkeypatch.setenv(decoded.TRAIN_VARIABLE, "0")
     assert decoded.sizes(tasks["pcam"]) == (262144, 32768)
-    monkeypatch.setenv(decoded.TRAIN_VARIABLE, "some")
-    with pytest.raises(KitError, match=r"MERGEKIT_LITE_TRAIN_IMAGES is 'some'\. Set it to a number"):
-        decoded.sizes(tasks["pcam"])
 
 
 @pytest.mark.usefixtures("hub")

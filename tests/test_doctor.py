@@ -1,7 +1,6 @@
 """Doctor says what is there, and what a profile will take: what its records took, at the pace of this machine."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mergekit_lite import study
 from mergekit_lite.pipeline import profiles, runner
 from mergekit_lite.pipeline.doctor import forecast, report
 from mergekit_lite.study import Cell, Record
-from mergekit_lite.study.records import write_record
+from mergekit_lite.study.records import read_record, write_record
 from mergekit_lite.suites import load_suite
 from mergekit_lite.workers import cores
 
@@ -119,8 +118,9 @@ def test_what_an_earlier_notebook_will_have_made_costs_nothing(root: Path, monke
 
 def test_a_record_of_a_method_that_is_gone_will_be_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = [one for one in (root / "book/records/fake").iterdir() if '"slow_average"' in one.read_text()]
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "cell": {**content["cell"], "method": "gone"}}))
+    record = read_record(path, path.stem)
+    assert isinstance(record, Record)
+    write_record(record.model_copy(update={"cell": record.cell.model_copy(update={"method": "gone"})}), path)
     study.run(fakes.fake_suite(), CELLS, workers=1)
     _, work = predicted(root, monkeypatch)
     assert (work["records"].missing, work["records"].total) == (1, 2)
@@ -177,9 +177,9 @@ def test_images_and_experts_of_the_miniature_are_counted_and_timed(
     assert 5 < one.disk_mib < 60
 
     suite.split("signs", "test")
-    (
-        cache / "experts" / "miniature" / f"signs-{suite.fingerprint(('signs',), ())['experts']['signs']}.safetensors"
-    ).touch()
+    expert = cache / "experts" / "miniature" / f"signs-{suite.expert_hash('signs')}.safetensors"
+    expert.parent.mkdir(parents=True)
+    expert.touch()
     _, work = predicted(root, monkeypatch)
     assert (work["experts"].missing, work["images"].missing) == (1, 2)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,7 +10,6 @@ import fakes
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -19,7 +19,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import finetune as tuning
 from mergekit_lite.suites.clip.finetune import make_expert
 from mergekit_lite.suites.scoring import accuracy
-from mergekit_lite.weight_files import read
+from mergekit_lite.weight_files import LazyWeights, read
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
@@ -119,8 +119,7 @@ def test_a_finished_run_is_not_done_again(suite: "Suite", tmp_path: Path, capsys
     capsys.readouterr()
     assert make_expert(stopping(suite, 0), "digits", output=tmp_path, **SHORT) == first
     assert capsys.readouterr().out == f"{first} is there already.\n"
-    with safe_open(first, framework="pt") as file:
-        metadata = file.metadata()
+    metadata = LazyWeights(first).metadata
     assert (metadata["suite"], metadata["task"]) == ("fake", "digits")
     assert json.loads(metadata["recipe"]) == {"steps": 7, "learning_rate": 0.01, "batch_size": 16, "seed": 0}
 
@@ -145,9 +144,64 @@ def test_a_folder_of_another_run_is_refused(
 def test_wrong_arguments_are_said(suite: "Suite", tmp_path: Path) -> None:
     with pytest.raises(KitError, match="There is no task 'digit'"):
         make_expert(suite, "digit", output=tmp_path, **SHORT)
-    for name in ("steps", "learning_rate", "batch_size", "checkpoint_every"):
-        with pytest.raises(KitError, match=f"Fine-tuning on 'digits': {name} must be above 0"):
-            make_expert(suite, "digits", output=tmp_path, **{**SHORT, name: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "words"),
+    [
+        *((name, 0, "not 0") for name in ("steps", "learning_rate", "batch_size", "checkpoint_every")),
+        *((name, -1, "not -1") for name in SHORT),
+        ("seed", -1, "int from 0 to 4294967295, not -1"),
+        ("seed", 2**32, "int from 0"),
+        pytest.param("steps", 10**4999, "not a number of 16607 bits", id="of 5000 digits"),
+        ("steps", 2.0, "int from 1 to 1000000, not 2.0"),
+        ("steps", True, "not True"),
+        ("batch_size", 41, "int from 1 to 40, not 41. There are 40 training images."),
+        ("batch_size", 10**9, "There are 40 training images."),
+        ("learning_rate", 1e30, "float from 1e-12 to 1.0, not 1e+30"),
+        ("learning_rate", math.nan, "not nan"),
+        ("learning_rate", math.inf, "not inf"),
+        ("learning_rate", "1e-3", "not '1e-3'"),
+    ],
+)
+def test_a_number_out_of_its_range_is_said_before_anything_is_done(
+    suite: "Suite", tmp_path: Path, name: str, number: Any, words: str
+) -> None:
+    with pytest.raises(KitError, match=re.escape(words)) as caught:
+        make_expert(stopping(suite, 0), "digits", output=tmp_path / "new", **{**SHORT, name: number})
+    assert str(caught.value).startswith(f"Fine-tuning on 'digits': {name} must be ")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "zero\0byte"])
+def test_a_folder_that_cannot_be_written_to_is_said_before_training(suite: "Suite", tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(KitError, match=r"cannot be written \(.*\)\. Free some space|is no name of a folder"):
+        make_expert(stopping(suite, 0), "digits", output=tmp_path / place, **SHORT)
+
+
+@pytest.mark.parametrize("steps", [3, 7])
+def test_a_loss_that_is_not_a_number_ends_the_run_and_nothing_is_written(
+    suite: "Suite", tmp_path: Path, steps: int
+) -> None:
+    cast(Any, suite).encode = lambda weights, images: weights["layer.bias"].expand(len(images), -1) * math.nan
+    with pytest.raises(KitError, match=r"by step 3 the loss became NaN or infinite, so nothing is written\. Choose a"):
+        make_expert(suite, "digits", output=tmp_path, **{**SHORT, "steps": steps})
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_the_last_step_breaks_are_not_written(suite: "Suite", tmp_path: Path) -> None:
+    real = suite.encode
+
+    def infinitely_steep(weights: Any, images: Tensor) -> Tensor:
+        features = real(weights, images)
+        features.register_hook(lambda gradient: gradient * math.inf)
+        return features
+
+    cast(Any, suite).encode = infinitely_steep
+    with pytest.raises(KitError, match=r"by step 1 the layer\.weight; layer\.bias became NaN or infinite"):
+        make_expert(suite, "digits", output=tmp_path, **{**SHORT, "steps": 1})
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_come_in_shuffled_epochs() -> None:

@@ -123,6 +123,15 @@ def test_moves_do_not_change_the_hash(module: Callable[..., ModuleType]) -> None
     assert code_of(module().answer) == code_of(module(name="second", folder="there").answer)
 
 
+def test_a_file_that_asks_where_it_lies_does_not_bring_the_place_into_the_hash(
+    module: Callable[..., ModuleType],
+) -> None:
+    placed = SOURCE.replace("SCALE = 0.3\n", "SCALE = 0.3 if Path(__file__).parents[0] else 0.3\n")
+    placed = placed.replace("import math\n", "import math\nfrom pathlib import Path\n")
+    first = module(placed, name="first", folder="here")
+    assert code_of(first.answer) == code_of(module(placed, name="second", folder="there").answer)
+
+
 def test_running_code_does_not_change_its_hash(module: Callable[..., ModuleType]) -> None:
     made = module()
     first = code_of(made.answer)

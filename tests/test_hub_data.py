@@ -1,7 +1,8 @@
 """The real data sets, served by a small hub on this machine: quirks, checks, faults, and what is said about them."""
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from loopback_data import connect, named, put_data, table
 from loopback_hub import LoopbackHub, loopback_hub
 
 from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip import hub as weights
 from mergekit_lite.suites.clip import hub_data, sources
 from mergekit_lite.suites.clip.benchmark import HubTask, hub_tasks
 from mergekit_lite.suites.clip.labels import NAMED_LIKE_THE_PROMPTS, check_labels, label_numbers, plain
@@ -186,6 +188,85 @@ def test_wrong_content_is_found_removed_and_fetched_anew(hub: LoopbackHub) -> No
     with pytest.raises(KitError, match=r"data/test-0.parquet .* came with another content than the hub announces"):
         hub_data.labelled(task("mnist"), "test")
     assert len(hub_data.labelled(task("mnist"), "test")) == 20
+
+
+@pytest.mark.usefixtures("pauses")
+def test_what_was_damaged_on_the_disk_is_found_and_fetched_anew(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    put_mnist(hub)
+    source = sources.located(task("mnist"), "test")
+    (path,) = hub_data.downloaded(task("mnist"), source)
+    content, written = path.read_bytes(), path.stat()
+    path.resolve().write_bytes(bytes([255 - content[0]]) + content[1:])
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
+    weights._digest.cache_clear()  # as in another process
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(KitError, match=rf"what the hub lists for data/test-0.* Delete {path.resolve()}, unset HF_HUB"):
+        hub_data.downloaded(task("mnist"), source)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert hub_data.downloaded(task("mnist"), source)[0].read_bytes() == content
+    assert "is damaged: it is fetched anew" in capsys.readouterr().out
+
+
+def zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flipped(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"rows"', b'"sows"').replace(b'"bytes": ', b'"bytes": 1'))
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def made_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def made_a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def swapped(path: Path) -> None:
+    """The other split's file with its seal."""
+    other = sources.place(task("mnist"), "train")
+    for ending in ("", ".sha256"):
+        path.with_name(path.name + ending).write_bytes(other.with_name(other.name + ending).read_bytes())
+
+
+@pytest.mark.usefixtures("pauses")
+@pytest.mark.parametrize(
+    "damage",
+    [zeroed, flipped, truncated, Path.unlink, made_a_folder, made_a_loop, swapped],
+    ids=lambda one: one.__name__,
+)
+def test_a_damaged_note_of_where_a_split_lies_is_asked_for_again_at_the_same_commit(
+    hub: LoopbackHub, damage: Callable[[Path], None]
+) -> None:
+    put_mnist(hub)
+    before = sources.located(task("mnist"), "test")
+    put_mnist(hub, label="digit")  # the hub moves on
+    path = sources.place(task("mnist"), "test")
+    damage(path)
+    assert sources.located(task("mnist"), "test") == before
+    assert sources.known_source(task("mnist"), "test") == before
+
+
+@pytest.mark.usefixtures("pauses")
+def test_names_in_a_data_set_cannot_move_the_cursor(hub: LoopbackHub) -> None:
+    put_mnist(hub, label="\x1b[2Jdigit")
+    with pytest.raises(KitError, match=r"but image, \\x1b\[2Jdigit\.") as told:
+        hub_data.labelled(task("mnist"), "test")
+    assert str(told.value).isprintable()
+    with pytest.raises(KitError, match=r"\\x1b\[2J") as told:
+        check_labels(task("mnist"), "x", kind(*[f"\x1b[2J{place}c" for place in range(10)]), np.arange(10))
+    assert str(told.value).isprintable()
 
 
 @pytest.mark.usefixtures("pauses")

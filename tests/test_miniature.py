@@ -11,7 +11,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors import safe_open
 from torch.nn.functional import normalize
 
 import mergekit_lite
@@ -27,7 +26,7 @@ from mergekit_lite.suites.miniature.pretraining import PretrainingRecipe, pretra
 from mergekit_lite.suites.miniature.tasks import TASKS
 from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.suites.suite import check_tasks, checked_split
-from mergekit_lite.weight_files import read
+from mergekit_lite.weight_files import LazyWeights, read
 
 every_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -181,6 +180,15 @@ def test_bad_tasks_are_named_with_what_to_do() -> None:
         check_tasks([replace(fine, classnames=("tabby",))])
     with pytest.raises(KitError, match=r"Task 'cats' has the class 'tabby' more than once. Rename one"):
         check_tasks([replace(fine, classnames=("tabby", "tabby"))])
+    for name in ("../cats", "", "a/b", "cats\n", "x" * 101, ".cats"):
+        with pytest.raises(KitError, match=r"A task cannot be called '.*', as files bear its name"):
+            check_tasks([replace(fine, name=name)])
+
+
+def test_no_name_is_no_task(suite: Suite) -> None:
+    assert suite.names("digits, ,signs,") == ("digits", "signs")  # a text may end with a comma
+    with pytest.raises(KitError, match="has no task ''"):
+        suite.names(("digits", ""))
 
 
 def test_bad_images_and_labels_are_named_with_what_to_do() -> None:
@@ -217,9 +225,7 @@ def test_pretraining_writes_a_base_that_loads_with_its_recipe(tmp_path: Path) ->
     recipe = PretrainingRecipe(images=1000, batch_size=100, shard=50, naming_images=100, naming_steps=3)
     path = pretrain(tmp_path / "base.safetensors", recipe, "cpu")
     model = open_clip.create_model("mergekit-lite-miniature", pretrained=str(path))
-    with safe_open(path, "pt") as stored:
-        facts = stored.metadata()
-    assert json.loads(facts["recipe"])["images"] == 1000
+    assert json.loads(LazyWeights(path).metadata["recipe"])["images"] == 1000
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
@@ -312,6 +318,18 @@ def test_a_fingerprint_holds_hashes_and_no_class_names(suite: Suite) -> None:
 def test_an_unusable_device_is_refused() -> None:
     with pytest.raises(KitError, match="Device 'no-such-device' cannot be used here"):
         load_suite("miniature", "no-such-device")
+    with pytest.raises(KitError, match="Device 'meta' cannot be used here"):  # its tensors hold nothing
+        load_suite("miniature", "meta")
+
+
+def test_a_suite_that_cannot_be_imported_is_worded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for package, broken in (("own_suites", "suite.py"), ("own_broken", "__init__.py")):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        (tmp_path / package / broken).write_text("1 / 0")
+        with pytest.raises(KitError, match=rf"'{package}.suite' cannot be imported: ZeroDivisionError: division by z"):
+            load_suite(f"{package}.suite")
 
 
 def test_the_regime_is_that_of_clip_merging(suite: Suite) -> None:

@@ -1,5 +1,6 @@
 """What surrounds the library: requirements, package data, licence, citation and the make file."""
 
+import json
 import os
 import re
 import subprocess
@@ -74,6 +75,16 @@ def test_quality_gate_can_be_run() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
     steps = [step.get("run") for step in workflow["jobs"]["build"]["steps"]]
     assert steps.index("make test") < steps.index("make book")
+
+
+def test_the_scheduled_job_runs_the_whole_book_with_one_worker_and_with_two() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    *_, run, compare = [step.get("run", "") for step in workflow["jobs"]["again"]["steps"]]
+    (profiles,) = re.findall(r"for profile in (.+); do", run)
+    executed = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "book/executed").glob("*.ipynb")]
+    assert set(profiles.split()) == {one["metadata"]["mergekit_lite"]["profile"] for one in executed}
+    assert 'taskset -c "$cores" .venv/bin/mergekit-lite run "$profile" --force' in run
+    assert compare.startswith(".venv/bin/python -m benchmarks.same_records ")
 
 
 def make(folder: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:

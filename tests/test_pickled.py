@@ -4,6 +4,7 @@ import collections
 import io
 import os
 import pickle
+import subprocess
 import sys
 import types
 import zipfile
@@ -13,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -21,10 +21,12 @@ from mergekit_lite.cache import file_digest
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import pickled
-from mergekit_lite.weight_files import read
+from mergekit_lite.suites.clip.encoder_layout import layout
+from mergekit_lite.weight_files import LazyWeights, read
 from mergekit_lite.weights import weights_hash
 
 WIDTH = 8
+LAYOUT = layout(width=WIDTH, patch=4, positions=5, depth=1, joint=5, inner=32)
 THEIRS = ("src", "src.modeling", "open_clip", "open_clip.model", "open_clip.transform")
 
 
@@ -36,6 +38,20 @@ def module(name: str, **members: Any) -> types.ModuleType:
     return made
 
 
+def block() -> nn.Module:
+    made = nn.Module()
+    made.ln_1, made.attn, made.ln_2 = nn.LayerNorm(WIDTH), nn.MultiheadAttention(WIDTH, 2), nn.LayerNorm(WIDTH)
+    mlp = {"c_fc": nn.Linear(WIDTH, 32), "gelu": nn.GELU(), "c_proj": nn.Linear(32, WIDTH)}
+    made.mlp = nn.Sequential(collections.OrderedDict(mlp))
+    return made
+
+
+def tensors(**others: Any) -> dict[str, Any]:
+    """Return the tensors of an encoder by open_clip's names, some of them other ones (`__` stands for a dot)."""
+    named = {name.replace("__", "."): tensor for name, tensor in others.items()}
+    return {name: torch.randn(shape) for name, shape in LAYOUT.items()} | named
+
+
 def encoder() -> nn.Module:
     """Make an encoder whose classes are called like the authors': their modules exist only while it is pickled."""
 
@@ -44,8 +60,10 @@ def encoder() -> nn.Module:
             super().__init__()
             self.conv1 = nn.Conv2d(3, WIDTH, 4, stride=4, bias=False)
             self.class_embedding = nn.Parameter(torch.randn(WIDTH))
-            self.ln_pre = nn.LayerNorm(WIDTH)
-            self.attn = nn.MultiheadAttention(WIDTH, 2)
+            self.positional_embedding = nn.Parameter(torch.randn(5, WIDTH))
+            self.ln_pre, self.ln_post = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+            self.transformer = nn.Module()
+            self.transformer.resblocks = nn.Sequential(block())
             self.proj = nn.Parameter(torch.randn(WIDTH, 5))
             self.register_buffer("counter", torch.zeros(3, dtype=torch.int64))
 
@@ -113,9 +131,8 @@ def test_a_pickled_encoder_is_converted_without_its_classes(tmp_path: Path, mode
     written = pickled.convert(source)
     assert written == tmp_path / "finetuned.safetensors"
     assert same(read(written), expected)
-    assert {"attn.in_proj_weight", "attn.out_proj.bias", "class_embedding", "conv1.weight", "proj"} < expected.keys()
-    with safe_open(written, framework="pt") as file:
-        metadata = file.metadata()
+    assert expected.keys() == LAYOUT.keys()
+    metadata = LazyWeights(written).metadata
     assert metadata["family"] == "OC-8"
     assert metadata["source"] == "finetuned.pt"
     assert metadata["source_sha256"] == file_digest(source)
@@ -127,17 +144,18 @@ def test_a_pickled_encoder_is_converted_without_its_classes(tmp_path: Path, mode
 @pytest.mark.parametrize("prefix", ["model.visual.", "visual.", ""])
 @pytest.mark.parametrize("old", [False, True])
 def test_a_plain_state_dict_is_read_too(tmp_path: Path, prefix: str, old: bool) -> None:
-    weights = {"conv1.weight": torch.randn(4, 3, 2, 2), "ln_pre.bias": torch.randn(8).half()[::2]}
+    weights = tensors(ln_pre__bias=torch.randn(16).half()[::2])
+    del weights["proj"]
     named = {prefix + name: tensor for name, tensor in weights.items()}
     source = saved(tmp_path / "x.pt", {**named, "token_embedding.weight": torch.ones(2)} if prefix else named, old=old)
     written = pickled.convert(source, tmp_path / "out" / "y.safetensors", family="OC-20")
     assert same(read(written), weights)
-    with safe_open(written, framework="pt") as file:
-        assert (file.metadata()["family"], file.metadata()["projection"]) == ("OC-20", "none")
+    metadata = LazyWeights(written).metadata
+    assert (metadata["family"], metadata["projection"]) == ("OC-20", "none")
 
 
 def test_the_command_prints_the_file_and_its_hash(tmp_path: Path) -> None:
-    source = saved(tmp_path / "x.pt", {"conv1.weight": torch.ones(1)})
+    source = saved(tmp_path / "x.pt", tensors())
     result = CliRunner().invoke(app, ["convert", str(source)])
     written = tmp_path / "x.safetensors"
     assert result.stdout.split() == [str(written), weights_hash(read(written))]
@@ -223,7 +241,7 @@ def test_allowed_names_only_store_what_they_are_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
 def test_a_truncated_file_is_said(tmp_path: Path, old: bool, share: float) -> None:
-    source = saved(tmp_path / "x.pt", {"conv1.weight": torch.randn(400)}, old=old)
+    source = saved(tmp_path / "x.pt", tensors(), old=old)
     content = source.read_bytes()
     source.write_bytes(content[: int(share * len(content))])
     with pytest.raises(KitError, match=r"x\.pt is not (a whole checkpoint of torch\.save|converted: it is neither)"):
@@ -232,7 +250,7 @@ def test_a_truncated_file_is_said(tmp_path: Path, old: bool, share: float) -> No
 
 
 def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> None:
-    source = saved(tmp_path / "x.pt", {"conv1.weight": torch.zeros(7, 3)})
+    source = saved(tmp_path / "x.pt", tensors(conv1__weight=torch.zeros(7, 3)))
     with zipfile.ZipFile(source) as file:
         parts = {entry.filename: file.read(entry) for entry in file.infolist()}
     (name,) = (name for name in parts if name.endswith("data.pkl"))
@@ -249,8 +267,17 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> 
     ("content", "words"),
     [
         ({"weight": torch.ones(2), "bias": torch.ones(2)}, "it holds no open_clip image encoder, but 'weight'; 'bias'"),
-        ({"conv1.weight": torch.ones(2, dtype=torch.int64)}, "must be floating-point, but 'conv1.weight' is torch.int"),
-        ({"conv1.weight": torch.tensor([torch.nan])}, "NaN or infinite values in"),
+        (
+            tensors(ln_pre__bias=torch.ones(8, dtype=torch.int64)),
+            "must be floating-point, but 'ln_pre.bias' is torch.i",
+        ),
+        (tensors(ln_pre__bias=torch.full((8,), torch.nan)), "NaN or infinite values in"),
+        (
+            tensors(proj=torch.ones(9, 5)),
+            "not those of an open_clip image encoder: 'proj' has shape (9, 5), not (8, 5)",
+        ),
+        (tensors(adapter=torch.ones(2)), "'adapter' is not known"),
+        ({"conv1.weight": torch.ones(1), "class_embedding": torch.ones(1)}, "'positional_embedding' is missing"),
     ],
 )
 def test_what_is_no_encoder_is_said(tmp_path: Path, content: Any, words: str) -> None:
@@ -270,6 +297,12 @@ def test_other_files_are_said(tmp_path: Path) -> None:
         pickled.convert(text)
     with pytest.raises(KitError, match=r"TorchScript perhaps"):
         pickled.convert(scripted(tmp_path / "z.pt"))
+    with pytest.raises(KitError, match=r"is a folder\. Name the checkpoint in it: page\.pt; z\.pt\.$"):
+        pickled.convert(tmp_path)
+    with pytest.raises(KitError, match=r"/dev/zero is a device or a pipe\. Name a checkpoint that is a file"):
+        pickled.convert(Path("/dev/zero"), tmp_path / "zero.safetensors")
+    with pytest.raises(KitError, match=r"cannot be read \(File name too long\)"):
+        pickled.convert(tmp_path / ("x" * 300))
 
 
 def scripted(path: Path) -> Path:
@@ -277,3 +310,120 @@ def scripted(path: Path) -> Path:
         for name in ("data.pkl", "constants.pkl"):
             file.writestr(f"z/{name}", b"")
     return path
+
+
+def test_the_checkpoint_itself_is_never_written_to(tmp_path: Path) -> None:
+    source = saved(tmp_path / "x.pt", tensors())
+    before = source.read_bytes()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.pt").symlink_to(source)
+    (tmp_path / "hard.pt").hardlink_to(source)
+    for output in (source, tmp_path / "sub" / ".." / "x.pt", tmp_path / "link.pt", tmp_path / "hard.pt"):
+        with pytest.raises(KitError, match="is the checkpoint itself, which stays as it is"):
+            pickled.convert(source, output)
+    with pytest.raises(KitError, match=r"sub is a folder\. Name the file to write in it"):
+        pickled.convert(source, tmp_path / "sub")
+    assert source.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hard.pt", "link.pt", "sub", "x.pt"]
+
+
+def test_a_state_dict_among_other_things_is_read(tmp_path: Path) -> None:
+    weights = tensors()
+    named = {f"module.visual.{name}": tensor for name, tensor in weights.items()}
+    text = {"module.positional_embedding": torch.ones(2), "module.token_embedding.weight": torch.ones(2)}
+    content = {"epoch": 3, "state_dict": named | text, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}
+    assert same(read(pickled.convert(saved(tmp_path / "x.pt", content))), weights)
+
+
+def test_of_two_encoders_none_is_dropped_in_silence(tmp_path: Path) -> None:
+    content = {f"{part}.{name}": tensor for part in ("student.visual", "ema") for name, tensor in tensors().items()}
+    with pytest.raises(KitError, match=r"it holds 2 image encoders, 'student\.visual\.' and 'ema\.'\. Save the one"):
+        pickled.convert(saved(tmp_path / "x.pt", content))
+    with pytest.raises(KitError, match=r"'state_dict\.' and 'ema_state_dict\.'"):
+        pickled.convert(saved(tmp_path / "x.pt", {"state_dict": tensors(), "ema_state_dict": tensors()}))
+
+
+def test_views_of_one_storage_are_read_once_and_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.randn(sum(torch.Size(shape).numel() for shape in LAYOUT.values()) + 1_000_000)
+    weights, start = {}, 0
+    for name, shape in LAYOUT.items():
+        size = torch.Size(shape).numel()
+        weights[name] = whole[start : start + size].view(shape)
+        start += size
+    source, opened = saved(tmp_path / "x.pt", weights), []
+    usual = zipfile.ZipFile.read
+
+    def noted(self: zipfile.ZipFile, name: str) -> bytes:
+        opened.append(name)
+        return usual(self, name)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", noted)
+    with source.open("rb") as stream:
+        found = pickled._read(stream, None)
+    assert same(found, weights)
+    assert [name.split("/")[-2:] for name in opened] == [["x", "data.pkl"], ["data", "0"]]
+    assert all(tensor.untyped_storage().nbytes() == 4 * tensor.numel() for tensor in found.values())
+
+
+def test_numbers_that_are_there_once_do_not_fill_many_tensors(tmp_path: Path) -> None:
+    """A file of some kilobytes would else become any number of gigabytes."""
+    content = tensors(positional_embedding=torch.ones(1).expand(5, WIDTH))
+    with pytest.raises(KitError, match=r"more numbers are wanted than are there: 'positional_embedding' overlap"):
+        pickled.convert(saved(tmp_path / "x.pt", content))
+
+
+def test_modules_that_are_shared_are_gone_through_once(tmp_path: Path, model: nn.Module) -> None:
+    expected = visual(model)
+    for _ in range(60):  # two paths on each level: 2**60 in all
+        outer = nn.Module()
+        outer.a = outer.b = model
+        model = outer
+    assert same(read(pickled.convert(saved(tmp_path / "x.pt", model))), expected)
+
+
+DEPTH = 50_000
+RECORD = b"ccollections\nOrderedDict\nq\x00"
+DEEP = {
+    "tuples": b")" + b"\x85" * 200_000 + b".",
+    "tuples as a key": b"})" + b"\x85" * 200_000 + b"K\x01s.",
+    "tuples twice in each other, as a key": b"})" + b"2\x86" * 60 + b"K\x01s.",
+    "lists": b"]" * DEPTH + b"a" * (DEPTH - 1) + b".",
+    "dictionaries": b"}U\x01a" * DEPTH + b"N" + b"s" * DEPTH + b".",
+    "calls": RECORD + b"h\x00" * DEPTH + b"N" + b"\x85R" * DEPTH + b".",
+    "states": RECORD + b"h\x00)R" * DEPTH + b"N" + b"b" * DEPTH + b".",
+}
+
+
+def test_however_deep_a_file_is_nested_an_error_says_so(tmp_path: Path) -> None:
+    """In a process of its own: Python's own reader ends the interpreter on one of these, and never ends on another."""
+    sources = [archive(tmp_path / f"{kind}.pt", b"\x80\x02" + content) for kind, content in DEEP.items()]
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from mergekit_lite.errors import KitError
+        from mergekit_lite.suites.clip import pickled
+        for source in sys.argv[1:]:
+            try:
+                pickled.convert(Path(source))
+            except KitError as error:
+                print(error, flush=True)
+    """
+    command = [sys.executable, "-c", code, *map(str, sources)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(DEEP)
+    assert all(f"{kind}.pt is not " in line for kind, line in zip(DEEP, lines, strict=True))
+
+
+@pytest.mark.parametrize("key", ["visual.\x1b[2Jconv1.weight", "\x1b]0;owned\x07", "a\rb"])
+def test_names_in_a_file_cannot_move_the_cursor(tmp_path: Path, key: str) -> None:
+    for content in ({key: torch.ones(2)}, tensors() | {key: torch.ones(2)}):
+        with pytest.raises(KitError) as told:
+            pickled.convert(saved(tmp_path / "x.pt", content))
+        assert str(told.value).isprintable()
+        assert ascii(key)[1:-1] in str(told.value)
+    module = f"c{key}\nmodel\n.".encode()
+    with pytest.raises(KitError, match=r"it refers to `") as told:
+        pickled.convert(archive(tmp_path / "y.pt", b"\x80\x02" + module))
+    assert str(told.value).isprintable()

@@ -3,12 +3,17 @@
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
+from mergekit_lite import weight_files
 from mergekit_lite.analysis.geometry import lengths_and_angles
+from mergekit_lite.cache import file_digest, intact
 from mergekit_lite.errors import KitError
 from mergekit_lite.weight_files import LazyWeights, read, write
 from mergekit_lite.weights import check_finite, check_floating, check_same, pieces, task_vector, weights_hash
@@ -73,6 +78,27 @@ def test_what_is_written_is_read_bit_for_bit(weights: dict[str, Tensor], tmp_pat
     assert [one.name for one in path.parent.iterdir()] == ["w.safetensors"]
 
 
+def test_equal_weights_and_facts_give_equal_files(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    facts = {name: str(number) for number, name in enumerate("abcdefgh")}
+    for number in range(5):
+        write(tmp_path / f"{number}.safetensors", weights, dict(sorted(facts.items(), reverse=bool(number % 2))))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert LazyWeights(tmp_path / "0.safetensors").metadata == facts
+
+
+def test_metadata_of_others_stay_as_they_are(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    for metadata in ({}, {"format": "pt"}, {"mergekit_lite": "[1]"}, {"mergekit_lite": "["}):
+        save_file(weights, tmp_path / "w.safetensors", metadata=metadata)
+        assert LazyWeights(tmp_path / "w.safetensors").metadata == metadata
+
+
+def test_a_sealed_file_is_known_by_its_hash(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    write(path, weights, seal=True)
+    assert (tmp_path / "w.safetensors.sha256").read_text() == f"{file_digest(path)}  w.safetensors\n"
+    assert intact(path)
+
+
 def test_views_of_one_vector_and_transposed_tensors_can_be_written(tmp_path: Path) -> None:
     flat = torch.arange(10.0)
     stored = {"a": flat[:4].view(2, 2), "b": flat[4:].view(2, 3).T}
@@ -80,18 +106,26 @@ def test_views_of_one_vector_and_transposed_tensors_can_be_written(tmp_path: Pat
     assert weights_hash(read(tmp_path / "w.safetensors")) == weights_hash(stored)
 
 
-def test_a_failed_write_leaves_the_old_file(weights: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file(
+    weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "w.safetensors"
     write(path, weights)
-    with pytest.raises(TypeError):
-        write(path, weights, {"steps": 3})  # type: ignore[dict-item]
+
+    def half(tensors: Any, temporary: Path, **metadata: Any) -> None:
+        temporary.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(weight_files, "save_file", half)
+    with pytest.raises(KitError, match=r"w\.safetensors cannot be written: I/O error: No space left"):
+        write(path, dict(weights, a=weights["b"]))
     assert weights_hash(read(path)) == weights_hash(weights)
     assert [one.name for one in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_writing_below_a_file_is_a_clear_error(weights: dict[str, Tensor], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(KitError, match=r"w\.safetensors cannot be written: .* choose another folder"):
+    with pytest.raises(KitError, match=r"w\.safetensors cannot be written \(File exists: .*/file\)\. Free some"):
         write(tmp_path / "file" / "w.safetensors", weights)
 
 

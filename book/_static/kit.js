@@ -1,5 +1,6 @@
-/* Two things that a style sheet cannot do. Without scripts the book is the same but for them.
-   Tables of results can be sorted: each column head becomes a button. And paper is white: in print, dark mode is off. */
+/* Three things that a style sheet cannot do. Without scripts the book is the same but for them.
+   Tables of results can be sorted: each column head becomes a button. Paper is white: in print, dark mode is off. And what the
+   search shows of a page is its text, without the buttons above it (".ipynb", ".pdf") and the list of its sections. */
 (() => {
   "use strict";
   const number = (text) => (/^[-+−]?[\d.,\s]+%?$/.test(text) ? parseFloat(text.replace("−", "-").replace(/[,\s%]/g, "")) : NaN);
@@ -41,6 +42,15 @@
       head.append(button);
     });
   });
+
+  if (typeof Search !== "undefined") {
+    const textOf = Search.htmlToText;
+    Search.htmlToText = (html, anchor) => {
+      const page = new DOMParser().parseFromString(html, "text/html");
+      page.querySelectorAll(".bd-header-article, #jb-print-docs-body").forEach((one) => one.remove());
+      return textOf(page.documentElement.outerHTML, anchor).replace(/\s+/g, " ").trim();
+    };
+  }
 
   const root = document.documentElement;
   let screen = root.dataset.theme;

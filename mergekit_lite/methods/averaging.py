@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.registry import Access, Merged, method
+from mergekit_lite.methods.registry import Access, Coefficient, Merged, method
 from mergekit_lite.weights import Pool, Weights, difference, pieces, working_dtype
 
 # All go tensor by tensor, so of experts that lie in files only one tensor each is in memory, and all sum in float32
@@ -34,7 +34,7 @@ def simple_average(base: Mapping[str, Tensor], experts: Pool) -> Merged:
 
 
 @method(title="Task Arithmetic", cite="ilharco2023editing", access=Access.NONE)
-def task_arithmetic(base: Mapping[str, Tensor], experts: Pool, *, scaling: float = 0.3) -> Merged:
+def task_arithmetic(base: Mapping[str, Tensor], experts: Pool, *, scaling: Coefficient = 0.3) -> Merged:
     r"""Add the scaled task vectors: :math:`\theta = \theta_0 + \lambda \sum_k (\theta_k - \theta_0)`.
 
     Ilharco et al. 2023, section 2.
@@ -59,7 +59,7 @@ def fixed_coefficients(
     base: Mapping[str, Tensor],
     experts: Pool,
     *,
-    coefficients: list[list[float]] = [[0.3]],  # noqa: B006 (nobody writes to it: parameters are copied when checked)
+    coefficients: list[list[Coefficient]] = [[0.3]],  # noqa: B006 (nobody writes to it: parameters are copied when checked)
 ) -> Merged:
     r"""Add the task vectors with given coefficients: :math:`\theta^l = \theta_0^l + \sum_k \lambda_k^l \tau_k^l`.
 

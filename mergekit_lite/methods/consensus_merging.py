@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.registry import Access, Count, Merged, method
+from mergekit_lite.methods.registry import MILLION, Access, Coefficient, Count, Merged, method
 from mergekit_lite.weights import Pool, Weights, difference, working_dtype
 
-Threshold = Annotated[float, Field(ge=0)]
+Threshold = Annotated[float, Field(ge=0, le=MILLION)]
 
 
 def tall_mask(vector: Tensor, total: Tensor, threshold: float) -> Tensor:
@@ -36,7 +36,7 @@ def consensus(
     *,
     mask_threshold: Threshold = 0.4,
     agreement: Count = 2,
-    scaling: float = 0.3,
+    scaling: Coefficient = 0.3,
 ) -> Merged:
     r"""Merge what several tasks use: :math:`\theta = \theta_0 + \lambda\, [\sum_k m_k \ge a] \odot \sum_k \tau_k`.
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mergekit_lite.methods.registry import Access, Merged, method
+from mergekit_lite.methods.registry import Access, Coefficient, Merged, method
 from mergekit_lite.weights import Pool, Weights, difference, working_dtype
 
 Drop = Annotated[float, Field(ge=0, lt=1)]
@@ -38,7 +38,7 @@ def dare(
     experts: Pool,
     *,
     drop: Drop = 0.9,
-    scaling: float = 0.3,
+    scaling: Coefficient = 0.3,
     seed: int = 0,
 ) -> Merged:
     r"""Thin out each task vector, then add: :math:`\theta = \theta_0 + \lambda \sum_k \frac{m_k \odot \tau_k}{1 - p}`.

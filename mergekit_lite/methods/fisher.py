@@ -1,17 +1,19 @@
 """Fisher merging: each parameter averaged with the weight that its expert's predictions put on it (Matena & Raffel)."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods.registry import Access, Count, Merged, Positive, TaskData, method
+from mergekit_lite.methods.registry import MILLION, Access, Count, Merged, TaskData, method
 from mergekit_lite.methods.shared.calibration import calibration_images
 from mergekit_lite.weights import Pool, Weights, check_finite, difference, is_finite, working_dtype
 
 Classes = Literal["drawn", "all"]
+Floor = Annotated[float, Field(ge=1e-30, le=MILLION)]  # in float32 a smaller one would vanish
 
 
 @method(title="Fisher merging", cite="matena2022merging", access=Access.CALIBRATION)
@@ -23,7 +25,7 @@ def fisher_merging(
     images: Count = 256,
     classes: Classes = "drawn",
     normalise: bool = True,
-    floor: Positive = 1e-6,
+    floor: Floor = 1e-6,
     seed: int = 0,
 ) -> Merged:
     r"""Average with the diagonal Fisher information: :math:`\theta_j = \sum_k F_{kj} \theta_{kj} / \sum_k F_{kj}`.

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mergekit_lite.methods.registry import Access, Merged, Share, method
+from mergekit_lite.methods.registry import Access, Coefficient, Merged, Share, method
 from mergekit_lite.methods.shared.spectral import merge_matrices, polar_factor, total, truncated_svd
 from mergekit_lite.weights import Pool
 
@@ -55,7 +55,7 @@ def common_and_own(vectors: Sequence[Tensor], common: float) -> Tensor:
 
 
 @method(title="Iso-C", cite="marczak2025iso", access=Access.NONE)
-def iso_c(base: Mapping[str, Tensor], experts: Pool, *, scaling: float = 1.5) -> Merged:
+def iso_c(base: Mapping[str, Tensor], experts: Pool, *, scaling: Coefficient = 1.5) -> Merged:
     r"""Flatten the spectrum of the sum: :math:`\theta = \theta_0 + \alpha\, \bar\sigma\, U V^T`.
 
     Marczak et al. 2025, isotropic merging in the common subspace: for each matrix, :math:`U \Sigma V^T` is the sum of
@@ -80,7 +80,7 @@ def iso_cts(
     experts: Pool,
     *,
     common: Share = 0.8,
-    scaling: float = 1.5,
+    scaling: Coefficient = 1.5,
 ) -> Merged:
     r"""Let each task's own directions in, too: :math:`\theta = \theta_0 + \alpha\,\bar\sigma\,U_\perp V_\perp^T`.
 

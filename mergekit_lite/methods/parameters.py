@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.errors import KitError, shown, suggestion
 
 RESOURCES = ("base", "experts", "data", "seed", "watch")
 """Argument names that are not parameters: what a method works on, its random seed, and who watches it."""
@@ -49,11 +49,22 @@ def filled_in(schema: type[BaseModel], parameters: Mapping[str, Any]) -> dict[st
     raise KitError(f"{problems} Parameters of '{schema.__name__}': {_listing(schema)}.")
 
 
+def check_seed(seed: Any) -> None:
+    """Check a random seed: numpy takes none below 0, and torch none of more than 64 bits.
+
+    Raises:
+        KitError: it is no whole number from 0 to 2^32 - 1.
+    """
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise KitError(f"A seed must be a whole number from 0 to {2**32 - 1}, not {shown(seed)}.")
+
+
 def _problem(schema: type[BaseModel], where: str | int, message: str, value: Any) -> str:
     """Say in one or two sentences what is wrong with one parameter."""
     if where not in schema.model_fields:
         return f"Method '{schema.__name__}' has no parameter '{where}'.{suggestion(str(where), schema.model_fields)}"
-    text = f"Parameter '{where}' of method '{schema.__name__}' cannot be {value!r} ({type(value).__name__}): {message}."
+    text = f"Parameter '{where}' of method '{schema.__name__}' cannot be {shown(value)} ({type(value).__name__}): "
+    text += f"{message.removeprefix('Value error, ').removesuffix('.')}."
     if isinstance(value, str) and "number" in message:
         text += " (In YAML, 1e-3 is a text: write 1.0e-3 or 0.001, without quotes.)"
     return text
@@ -70,6 +81,8 @@ def _type_name(kind: Any) -> str:
         return " | ".join(repr(choice) for choice in get_args(kind))
     if get_origin(kind) is Annotated:
         return _type_name(get_args(kind)[0])
+    if get_origin(kind) is list:
+        return f"list[{_type_name(get_args(kind)[0])}]"
     if get_origin(kind) in (Union, UnionType):
         return " | ".join(map(_type_name, get_args(kind)))
     return kind.__name__ if isinstance(kind, type) else str(kind)

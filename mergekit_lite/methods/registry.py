@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from mergekit_lite.errors import KitError, suggestion
-from mergekit_lite.methods.parameters import filled_in, schema_of
+from mergekit_lite.methods.parameters import check_seed, filled_in, schema_of
 from mergekit_lite.weights import (
     Pool,
     Weights,
@@ -34,11 +34,14 @@ from mergekit_lite.weights import (
 Watch = Callable[[int, Weights], None]
 """Called by adaptive methods with the step (0 = before the first) and the merged weights of that moment."""
 
-# Ranges that several methods share; pydantic checks them, type checkers see the plain type.
+# Ranges that several methods share; pydantic checks them, type checkers see the plain type. A million is far more than
+# any experiment needs, and far less than what overflows float32, or never ends.
+MILLION = 10**6
 Share = Annotated[float, Field(gt=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Steps = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, le=MILLION)]
+Coefficient = Annotated[float, Field(ge=-MILLION, le=MILLION)]
+Count = Annotated[int, Field(ge=1, le=MILLION)]
+Steps = Annotated[int, Field(ge=0, le=MILLION)]
 
 Examples = Tensor | tuple[Tensor, Tensor]
 """Images (N, 3, H, W), or a pair of images and labels (N,)."""
@@ -175,6 +178,7 @@ def method(
 
         @functools.wraps(function)
         def checked(*args: _P.args, **kwargs: _P.kwargs) -> Merged:
+            check_seed(kwargs.get("seed", 0))
             given = {key: value for key, value in kwargs.items() if key not in resources}
             kept = {key: value for key, value in kwargs.items() if key in resources}
             handed = inspect.signature(function).bind(*args, **kept, **filled_in(schema, given))

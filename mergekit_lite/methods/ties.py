@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mergekit_lite.methods.registry import Access, Merged, Share, method
+from mergekit_lite.methods.registry import Access, Coefficient, Merged, Share, method
 from mergekit_lite.methods.shared.ranks import kth_smallest
 from mergekit_lite.weights import PIECE, Pool, Weights, check_finite, difference, pieces
 
@@ -78,7 +78,12 @@ def combined(kept: Tensor, merge: Combine) -> Tensor:
 
 @method(title="TIES-Merging", cite="yadav2023ties", access=Access.NONE)
 def ties_merging(
-    base: Mapping[str, Tensor], experts: Pool, *, density: Share = 0.2, scaling: float = 0.3, merge: Combine = "sum"
+    base: Mapping[str, Tensor],
+    experts: Pool,
+    *,
+    density: Share = 0.2,
+    scaling: Coefficient = 0.3,
+    merge: Combine = "sum",
 ) -> Merged:
     r"""Merge what agrees in sign: :math:`\theta = \theta_0 + \lambda\,\mathrm{merge}_k(\text{agreeing } \tau_k)`.
 

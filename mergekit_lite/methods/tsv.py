@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mergekit_lite.methods.registry import Access, Merged, method
+from mergekit_lite.methods.registry import Access, Coefficient, Merged, method
 from mergekit_lite.methods.shared.spectral import merge_matrices, polar_factor, truncated_svd
 from mergekit_lite.weights import Pool
 
@@ -25,7 +25,7 @@ def orthogonalised_sum(vectors: Sequence[Tensor]) -> Tensor:
 
 
 @method(title="TSV-M", cite="gargiulo2025tsv", access=Access.NONE)
-def tsv_merging(base: Mapping[str, Tensor], experts: Pool, *, scaling: float = 1.0) -> Merged:
+def tsv_merging(base: Mapping[str, Tensor], experts: Pool, *, scaling: Coefficient = 1.0) -> Merged:
     r"""Merge task singular vectors: :math:`\theta = \theta_0 + \alpha\, U_\perp \mathrm{diag}(S)\, V_\perp^T`.
 
     Gargiulo et al. 2025, for each matrix alone; see `orthogonalised_sum` for the factors. Other tensors add the mean

@@ -23,6 +23,7 @@ GLUED = "application/papermill.record/"  # stands before the media type of an ou
 INJECTED = "injected-parameters"  # papermill's tag of the cell with a profile's values
 # Entries of a record that may differ although the results are the same.
 OF_ONE_RUN = {"seconds", "peak_memory_mib", "started", "commit", "device", "python", "mergekit_lite"}
+OF_ONE_RUN |= {"digest"}  # of all these too
 OF_ONE_RUN |= {"title", "cite"}  # the library's: `study.run` gives today's to a record that it reads
 
 # Folders that exist on one machine only. Not after a letter or another slash: that is part of a web address.

@@ -1,8 +1,11 @@
 """Runs a profile's notebooks through papermill: all is checked first, and what is still valid is not run again."""
 
 import ast
+import math
 import os
+import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -13,13 +16,14 @@ from typing import Any
 
 import nbformat
 import papermill
+import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mergekit_lite.cache import LEDGER, content_hash, file_digest
-from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.cache import LEDGER, check_writable, content_hash, file_digest
+from mergekit_lite.errors import KitError, shown, suggestion
 from mergekit_lite.pipeline.profiles import Profile
 from mergekit_lite.syntax import dumped, plain
 
@@ -36,7 +40,11 @@ class Parameter:
     default: Any
 
     def takes(self, value: object) -> bool:
-        """Say whether `value` is of this parameter's type; a float may be written without a point."""
+        """Say whether `value` is of this parameter's type, finite, and text if it is one; a float needs no point."""
+        if isinstance(value, str) and value.encode(errors="ignore").decode() != value:  # half a character
+            return False
+        if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+            return False
         return type(value) is self.kind or (self.kind is float and type(value) is int)
 
 
@@ -88,7 +96,7 @@ def check_parameters(profile: Profile, notebook: str, root: Path) -> dict[str, A
     """
     where = f"profiles/{profile.name}.yaml, notebook '{notebook}'"
     path = root / "notebooks" / f"{notebook}.ipynb"
-    if not path.exists():
+    if not os.path.lexists(path):
         there = sorted(one.stem for one in path.parent.glob("*.ipynb"))
         hint = suggestion(notebook, there)
         raise KitError(f"{where}: there is no notebooks/{path.name}.{hint} Notebooks: {', '.join(there) or 'none'}.")
@@ -102,7 +110,10 @@ def check_parameters(profile: Profile, notebook: str, root: Path) -> dict[str, A
         if one is None:
             problems.append(f"It has no parameter '{name}'.{suggestion(name, known)}")
         elif not one.takes(value):
-            problems.append(f"Parameter '{name}' must be {one.kind.__name__}, not {value!r} ({type(value).__name__}).")
+            what = f"{shown(value)} ({type(value).__name__})"
+            problems.append(f"Parameter '{name}' must be {one.kind.__name__}, not {what}.")
+            if isinstance(value, float) and not math.isfinite(value):
+                problems.append("Numbers must be finite.")
             if isinstance(value, str) and one.kind in (int, float):
                 problems.append("Numbers stand without quotes, and YAML takes 1e-3 for text: write 1.0e-3.")
     if problems:
@@ -121,21 +132,22 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             try:
                 lines = ast.parse(cell.source).body
-            except (SyntaxError, ValueError) as error:
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deeply
                 raise KitError(f"{path.name}: the cell tagged `parameters` is no Python ({error}). Mend it.") from error
-            return {one.name: one for one in (_parameter(line, path.name) for line in lines)}
+            return {one.name: one for one in (_parameter(line, cell.source, path.name) for line in lines)}
     return {}
 
 
-def _parameter(line: ast.stmt, notebook: str) -> Parameter:
+def _parameter(line: ast.stmt, source: str, notebook: str) -> Parameter:
     match line:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Name(id=kind), value=ast.expr() as value):
-            with suppress(ValueError, KeyError):
+            with suppress(ValueError, KeyError, TypeError, RecursionError, MemoryError):
                 one = Parameter(name, KINDS[kind], ast.literal_eval(value))
                 if one.takes(one.default):
                     return one
+    words = textwrap.shorten(ast.get_source_segment(source, line) or "", 100, placeholder=" ...")
     raise KitError(
-        f"{notebook}: the cell tagged `parameters` holds `{ast.unparse(line)}`. Each of its lines must read "
+        f"{notebook}: the cell tagged `parameters` holds `{words}`. Each of its lines must read "
         f"`name: type = value`, such as `steps: int = 500`, with one of the types {', '.join(KINDS)}."
     )
 
@@ -146,6 +158,8 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     Raises:
         KitError: the file is missing or is no notebook.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a folder, or a device that never ends
+        raise KitError(f"{path.parent.name}/{path.name} cannot be read: it is no file. Move it away.")
     try:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
@@ -153,8 +167,9 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         raise KitError(f"There is no {path.parent.name}/{path.name}.") from error
     except OSError as error:
         raise KitError(f"{path.parent.name}/{path.name} cannot be read ({error.strerror}).") from error
-    # What nbformat raises depends on what is wrong: no JSON, another version, a list for an object, a missing entry.
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, nbformat.ValidationError) as error:
+    # What nbformat raises depends on what is wrong, such as no JSON, another version, or a list for an object; some of
+    # it is asserted.
+    except Exception as error:
         raise KitError(f"{path.parent.name}/{path.name} is not a notebook ({type(error).__name__}).") from error
     return notebook
 
@@ -187,9 +202,10 @@ def stamp(template: Path, parameters: Mapping[str, Any], library: str) -> str:
 def run_of(executed: Path) -> Mapping[str, Any]:
     """Return what an executed notebook says of its run: profile, stamp, records and seconds; empty if it does not."""
     try:
-        return read_notebook(executed).metadata.get("mergekit_lite", {})
+        found = read_notebook(executed).metadata.get("mergekit_lite")
     except KitError:
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_suites(profile: Profile, named: Iterable[str | None]) -> None:
@@ -229,10 +245,11 @@ class ThisPython(AsyncKernelManager):
 def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped: Mapping[str, str]) -> float:
     """Execute `template` into `target`, stamp it, and return the seconds that it took; they are in the stamp, too."""
     begun = time.perf_counter()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(target.parent)
     partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     failed.unlink(missing_ok=True)
+    _sweep(target)
     ledger = partial.with_suffix(".records")
     ledger.touch()
     os.environ[LEDGER] = str(ledger)  # the kernel inherits it
@@ -268,6 +285,14 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
         del os.environ[LEDGER]
         ledger.unlink(missing_ok=True)
         partial.unlink(missing_ok=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what runs that were killed left of a notebook; what belongs to a process that lives stays."""
+    for path in target.parent.iterdir():
+        left = re.fullmatch(rf"\.{re.escape(target.stem)}\.(\d+)\.(ipynb|records)", path.name)
+        if left and not psutil.pid_exists(int(left[1])):
+            path.unlink(missing_ok=True)
 
 
 def _literal(path: Path) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
+from mergekit_lite.methods.parameters import check_seed
 from mergekit_lite.study.records import Cell
 from mergekit_lite.suites import corruptions
 from mergekit_lite.suites.suite import Suite
@@ -16,7 +17,9 @@ def resolved(suite: Suite, cell: Cell) -> Cell:
     Raises:
         KitError: it names anything that does not exist, or that the method has no use for.
     """
-    info = registry.get(cell.method)
+    info, parameters = registry.get(cell.method), registry.resolve(cell.method, cell.parameters)
+    for seed in (cell.seed, cell.expert_seed):
+        check_seed(seed)
     for role, tasks in (("pool", cell.pool), ("evaluate", cell.evaluate), ("adapt", cell.adapt)):
         if not tasks and role != "adapt":
             raise KitError(f"{cell.label}: `{role}` names no task. Name one or more of: {', '.join(suite.tasks)}.")
@@ -33,8 +36,23 @@ def resolved(suite: Suite, cell: Cell) -> Cell:
     strange = [task for task in cell.broken if task not in cell.pool]
     if strange:
         raise KitError(f"{cell.label}: `broken` names {', '.join(strange)}, which the pool does not. Name its experts.")
-    parameters = registry.resolve(cell.method, cell.parameters)
+    _check_start(cell, parameters)
     return cell.model_copy(update={"parameters": parameters, "adapt": adapted_to(cell, parameters)})
+
+
+def _check_start(cell: Cell, parameters: Mapping[str, Any]) -> None:
+    """Check that the method which `start` names needs no other data than the objective gives, see `starting_point`."""
+    start, objective = str(parameters.get("start")), str(parameters.get("objective"))
+    there = registry.OBJECTIVES.get(objective)
+    known = {name: info for info in registry.all_methods() for name in (info.name, info.function.__name__)}
+    if there is None or start not in known or "objective" in known[start].parameters.model_fields:
+        return
+    needs = known[start].access
+    if needs not in (registry.Access.NONE, there):
+        raise KitError(
+            f"{cell.label}: the start '{start}' needs data of the kind '{needs}', but with the objective '{objective}' "
+            f"there is '{there}'. Choose a start that sees no data, or AdaMerging, which takes either."
+        )
 
 
 def adapted_to(cell: Cell, parameters: Mapping[str, Any]) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def compute(suite: Suite, job: Job) -> Record:
     elif job.source != "__main__":  # a worker process runs the script's own file before anything else
         importlib.import_module(job.source)
     with locked(job.path):
-        found = read_record(job.path, job.key)
+        found = read_record(job.path, job.key, job.resolved)
         if isinstance(found, Record):
             return found
         return write_record(_answer(keys.asked(suite, job.cell), job), job.path)

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar, overload
 
-from mergekit_lite.cache import cache_dir, content_hash
+from mergekit_lite.cache import cache_dir, check_writable, content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.machine import source_commit
 from mergekit_lite.methods import registry
@@ -49,20 +49,20 @@ def run(
             begins.
         workers: processes, each with one thread: by default one per core, and this process alone on a GPU. The same
             number of threads everywhere makes the records independent of the machine's number of cores.
-        folder: where records are kept, one JSON file each; by default a folder of the cache named after the suite.
+        folder: where records are kept, one JSON file each; by default a folder of the cache named after the suite. If
+            it holds them all, it is only read.
 
     Returns:
         the records under the names of their cells, or as a list in their order.
 
     Raises:
         KitError: a cell names something unknown (nothing was computed), or computing a cell failed (the others were
-            computed and recorded; the message names the cell).
+            computed and recorded; the message names the cell), or the folder or the ledger cannot be written to.
     """
     if isinstance(cells, Mapping):
         return dict(zip(cells, run(suite, list(cells.values()), workers=workers, folder=folder), strict=True))
     in_cache = folder is None
     folder = folder or cache_dir("records", suite.name)
-    folder.mkdir(parents=True, exist_ok=True)
     commit = source_commit()
     jobs = []
     for cell in cells:
@@ -75,7 +75,7 @@ def run(
     for job in jobs:
         if job.key in records or job.key in missing:
             continue
-        found = read_record(job.path, job.key)
+        found = read_record(job.path, job.key, job.resolved)
         if isinstance(found, Record):
             info = registry.get(job.cell.method)  # a new title makes no new record, nor does a file that was moved
             shown = {"title": info.title, "cite": info.cite, "cell": job.resolved}
@@ -85,6 +85,7 @@ def run(
             if found is not None:
                 print(f"The record {job.path.name} of {job.cell.label} is damaged ({found}); it is computed again.")
     if missing:
+        check_writable(folder)
         records |= _compute_all(suite, list(missing.values()), known=len(records), workers=workers)
     if in_cache:
         note(suite.name, [job.key for job in jobs])

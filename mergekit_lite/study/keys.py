@@ -45,13 +45,8 @@ def what_decides(suite: Suite, cell: Cell) -> dict[str, Any]:
         ``cell`` and ``access``, the question; ``suite``, hashes of the weights and images that it looks at; ``code``, a
         hash; and ``environment``: versions, class of device, and precision.
     """
-    # What is not used is left out, so that a new field of `Cell` renames no record.
-    unused = {name for name in ("corruption", "broken", "images", "curve_images") if not getattr(cell, name)}
-    unused |= {"split"} if cell.split == "test" else set()
-    # A method of one's own is what its code does: the file that a name may begin with can move.
-    method = cell.method.rpartition(":")[2]
     return {
-        "cell": cell.model_dump(exclude=unused) | {"method": method},
+        "cell": cell.question(),
         "access": str(registry.get(cell.method).access_with(cell.parameters)),
         "suite": _fingerprint(asked(suite, cell), cell),
         "code": _code(suite, cell),

@@ -1,16 +1,21 @@
 """What a study computes and keeps: the cell (a question), the record (its answer) and what the record came from."""
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
-from mergekit_lite.cache import LEDGER, written_whole
+from mergekit_lite.cache import LEDGER, content_hash, written_whole
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.broken import Damage
+
+DIGEST = "digest"
+"""Entry of a record's file, not of the record: a hash of all others, by which a changed file is noticed."""
 
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
@@ -44,6 +49,14 @@ class Cell(BaseModel):
     images: int = Field(default=0, ge=0, description="measure on the first so many images of each task; 0: on all")
     curve_every: int = Field(default=0, ge=0, description="evaluate every so many steps into record.curve; 0: no curve")
     curve_images: int = Field(default=0, ge=0, description="as `images`, for the points of the curve")
+
+    def question(self) -> dict[str, Any]:
+        """Return what a key holds of this cell."""
+        # What is not used is left out, so that a new field renames no record.
+        unused = {name for name in ("corruption", "broken", "images", "curve_images") if not getattr(self, name)}
+        unused |= {"split"} if self.split == "test" else set()
+        # A method of one's own is what its code does: the file that a name may begin with can move.
+        return self.model_dump(exclude=unused) | {"method": self.method.rpartition(":")[2]}
 
     @property
     def label(self) -> str:
@@ -138,30 +151,63 @@ class Record(BaseModel):
 
 
 def note(suite: str, keys: Sequence[str]) -> None:
-    """Add ``suite/key`` for each record to the ledger, if there is one: what a notebook was made from."""
-    if os.environ.get(LEDGER):
-        with open(os.environ[LEDGER], "a", encoding="utf-8") as ledger:
-            ledger.writelines(f"{suite}/{key}\n" for key in keys)
+    """Add ``suite/key`` for each record to the ledger, if there is one: what a notebook was made from.
 
-
-def read_record(path: Path, key: str) -> Record | str | None:
-    """Return the record that `path` holds, None if there is no file, or a few words on why it is no record of `key`."""
+    Raises:
+        KitError: it cannot be written to.
+    """
+    path = os.environ.get(LEDGER)
+    if not path:
+        return
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        with open(path, "a", encoding="utf-8") as ledger:
+            ledger.writelines(f"{suite}/{key}\n" for key in keys)
+    except OSError as error:
+        raise KitError(
+            f"The names of the records cannot be added to {path} ({error.strerror}). "
+            f"The records are kept; name another file in {LEDGER}, or unset it."
+        ) from error
+
+
+def read_record(path: Path, key: str, cell: Cell | None = None) -> Record | str | None:
+    """Return the record that `path` holds, None if there is no file, or a few words on why it is no record of `key`.
+
+    It is one if it is as it was written (its digest says), says that it is `key`, and answers `cell`, where that is
+    known.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            return "it is no file"
+        content = from_json(path.read_bytes())
+        if not isinstance(content, dict) or content.pop(DIGEST, None) != _digest(content):
+            return "it is not as it was written"
+        record = Record.model_validate(content)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        return error.strerror
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         return f"{where}: {first['msg']}" if where else first["msg"]
+    except ValueError as error:
+        return f"invalid JSON: {error}"
     if record.key != key:
         return f"it says it is {record.key}"
+    if cell and content_hash(record.cell.question()) != content_hash(cell.question()):
+        return f"it answers {record.cell.label}"
     return record
 
 
 def write_record(record: Record, path: Path) -> Record:
     """Write `record` whole or not at all; return it as it reads back, so that first and later runs see the same."""
-    text = record.model_dump_json(indent=1)
+    content = from_json(record.model_dump_json())
     with written_whole(path) as temporary:
+        text = json.dumps(content | {DIGEST: _digest(content)}, indent=1, ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
-    return Record.model_validate_json(text)
+    return Record.model_validate(content)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return the hash of a record's content; a NaN in a trace is part of it."""
+    return content_hash(json.dumps(content, sort_keys=True))

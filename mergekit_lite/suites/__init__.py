@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.errors import KitError, shown, suggestion
 from mergekit_lite.suites.suite import Split, Suite, Task
 
 SUITES = {
@@ -19,10 +19,10 @@ SUITES = {
 """Name -> module with `load(name, device)`; imported when asked for, since open_clip takes seconds. Any other module
 with such a function is named by its dotted path, as in an import."""
 
-FAMILY = re.compile(r"@[\w.-]+$", re.ASCII)
+FAMILY = re.compile(r"@[\w.-]{1,60}\Z", re.ASCII)
 """What may follow the name of a real suite: whose converted experts it merges, such as ``clip-vit-b-32@OC-8``."""
 
-__all__ = ["SUITES", "Split", "Suite", "Task", "check_name", "load_suite"]
+__all__ = ["SUITES", "Split", "Suite", "Task", "check_family", "check_name", "load_suite"]
 
 
 def check_name(name: str) -> str:
@@ -44,13 +44,25 @@ def check_name(name: str) -> str:
     return SUITES.get(plain, plain)
 
 
+def check_family(name: str) -> None:
+    """Check that `name` can be that of a family of experts.
+
+    Raises:
+        KitError: it cannot.
+    """
+    if not FAMILY.fullmatch(f"@{name}"):
+        raise KitError(f"A family cannot be called {shown(name)}. Take up to 60 letters, digits, `_`, `-` and `.`.")
+
+
 def _is_module(name: str) -> bool:
     if "." not in name or not all(part.isidentifier() for part in name.split(".")):
         return False
     try:
         return importlib.util.find_spec(name) is not None
-    except (ModuleNotFoundError, ValueError):  # no package above it; or a module that was put there by hand
+    except (ModuleNotFoundError, ValueError, RecursionError):  # no package above it; or a module put there by hand
         return name in sys.modules
+    except Exception as error:  # to find a module imports the packages above it, and that can fail in any way
+        raise KitError(f"The suite '{name}' cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def load_suite(name: str, device: str | None = None) -> Suite:
@@ -60,14 +72,19 @@ def load_suite(name: str, device: str | None = None) -> Suite:
         KitError: there is no such suite or no such device, its module has no `load`, or its base weights cannot be
             fetched.
     """
-    module = importlib.import_module(check_name(name))
+    called = check_name(name)
+    try:
+        module = importlib.import_module(called)
+    except Exception as error:
+        raise KitError(f"The suite '{name}' cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(module, "load"):
         raise KitError(f"The module {module.__name__} has no function `load(name, device)` that returns a suite.")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise KitError(f"Device '{device}' cannot be used here ({error}). Use 'cpu', or leave it out.") from error
+        torch.zeros(1, device=device).item()  # the device "meta" makes tensors, but they hold nothing
+    except (RuntimeError, AssertionError, ImportError) as error:
+        words = str(error).partition("\n")[0]
+        raise KitError(f"Device '{device}' cannot be used here ({words}). Use 'cpu', or leave it out.") from error
     suite: Suite = module.load(name, torch.device(device))
     return suite

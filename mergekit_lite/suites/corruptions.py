@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mergekit_lite.cache import cache_dir, content_hash, locked, written_whole
+from mergekit_lite.cache import cache_dir, content_hash, ensure, sealed
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites.spatter import spattered
@@ -194,9 +194,7 @@ class _Corrupted:
             return clean
         identity = self.fingerprint((), (task,))["data"][task]
         path = cache_dir("images", self._suite.name) / f"{task}-{which}-{self._corruption[0]}-{identity}.images.npy"
-        with locked(path):
-            if not path.exists():
-                _write_corrupted(path, clean.images, *self._corruption)
+        ensure(lambda: _write_corrupted(path, clean.images, *self._corruption), path)
         return type(clean)(np.load(path, mmap_mode="r"), clean.labels)
 
     def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
@@ -220,13 +218,15 @@ def _load(loader: Callable[[], "Suite"], name: str, severity: int, seed: int) ->
 
 
 def _write_corrupted(path: Path, images: Pixels, name: str, severity: int, seed: int) -> None:
-    """Write the corrupted images as one .npy file, a chunk at a time: a split of 224 x 224 outgrows the memory."""
-    with written_whole(path) as temporary:
-        stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=images.shape)
+    """Write the corrupted images as one .npy file, a chunk at a time: a split of 224 x 224 outgrows the memory.
+
+    Not through a memory map: where the disk is full, writing to one ends the process (SIGBUS).
+    """
+    header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": images.shape}
+    with sealed(path) as temporary, temporary.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
         for start in range(0, len(images), CHUNK):
-            rows = slice(start, start + CHUNK)
-            stored[rows] = corrupt(images[rows], name, severity, seed)
-        stored.flush()
+            stream.write(corrupt(images[start : start + CHUNK], name, severity, seed).tobytes())
 
 
 def _picture(image: Pixels) -> Image.Image:

@@ -1,5 +1,6 @@
 """The two nouns everything else uses: a task, and a suite of tasks with a base model, experts, heads and images."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 from mergekit_lite.cache import content_hash
-from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.errors import KitError, shown, suggestion
 from mergekit_lite.weights import Pool, Weights
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and not every user of these two nouns needs it
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # open_clip takes seconds to import, and not every user of th
 Which = Literal["train", "held-out", "test"]
 """What experts learn from and methods may be shown with labels, what constants are chosen on, and what is reported."""
 Value = TypeVar("Value")
+
+_PLAIN = re.compile(r"\w[\w.@-]*")
 
 PREFIXES = {"eight": 8, "fourteen": 14, "twenty": 20}
 """Named task sets of the benchmark: each is a prefix of the next."""
@@ -67,14 +70,29 @@ def checked_split(task: Task, side: int, images: NDArray[Any], labels: NDArray[A
     return Split(images, labels)
 
 
+def check_plain(what: str, name: str) -> None:
+    """Check that the name of a suite or task can be that of a file or folder, and leads out of no other.
+
+    Raises:
+        KitError: it cannot.
+    """
+    if not _PLAIN.fullmatch(name) or len(name.encode()) > 100:
+        raise KitError(
+            f"A {what} cannot be called {shown(name)}, as files bear its name: begin with a letter or digit, go on "
+            "with letters, digits, `_`, `-`, `.` and `@`, and take at most 100 of them."
+        )
+
+
 def check_tasks(tasks: Sequence[Task]) -> None:
     """Check that tasks can be told apart and learnt.
 
     Raises:
-        KitError: two tasks of one name, a task with fewer than two classes, or two classes of one name.
+        KitError: two tasks of one name, a name that no file can have, a task with fewer than two classes, or two
+            classes of one name.
     """
     names = [task.name for task in tasks]
     for task in tasks:
+        check_plain("task", task.name)
         if names.count(task.name) > 1:
             raise KitError(f"There are {names.count(task.name)} tasks called '{task.name}'. Give each its own name.")
         if len(task.classnames) < 2:
@@ -99,8 +117,7 @@ def chosen_tasks(which: str | Sequence[str], known: Sequence[str], where: str) -
         if PREFIXES[which] > len(known):
             raise KitError(f"{where} has {len(known)} tasks, too few for the set '{which}'.")
         return tuple(known)[: PREFIXES[which]]
-    parts = [name.strip() for name in which.split(",")] if isinstance(which, str) else which
-    chosen = tuple(name for name in parts if name)
+    chosen = tuple(filter(None, map(str.strip, which.split(",")))) if isinstance(which, str) else tuple(which)
     if isinstance(which, str) and not chosen:
         raise KitError(f"No task is named. Tasks: {', '.join(known)}.")
     for name in chosen:
@@ -161,6 +178,7 @@ class Suite(ABC):
         tokenizer: Any,
         device: torch.device,
     ) -> None:
+        check_plain("suite", name)
         check_tasks(tasks)
         self.name, self.title, self.device = name, title, device
         self.tasks: Mapping[str, Task] = {task.name: task for task in tasks}

@@ -6,8 +6,9 @@ several.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
@@ -18,9 +19,18 @@ from mergekit_lite.weights import Pool, Weights, widest
 
 START = "start"
 """Name of the starting point among the vertices."""
-
 Sampling = Literal["fixed", "fresh"]
 """Whether all iterations see the same images, or each draws others."""
+
+
+def _known(start: str) -> str:
+    if start != "base":
+        get(start)
+    return start
+
+
+Start = Annotated[str, AfterValidator(_known)]
+"""Type of a parameter `start`: "base", or the name of a registered method whose merge it is."""
 
 TOGETHER = 25
 """Images of each task in one pass through the encoder: more would save no time, and rounding depends on it."""

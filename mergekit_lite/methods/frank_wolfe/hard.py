@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mergekit_lite.methods.frank_wolfe.gradient import (
     Sampling,
+    Start,
     chosen,
     drawn,
     iteration_seed,
@@ -128,7 +129,7 @@ def hard_frank_wolfe(
     granularity: Granularity = "tensor",
     step_size: Positive = 0.3,
     merge: MergeFunction = "task_arithmetic",
-    start: str = "task_arithmetic",
+    start: Start = "task_arithmetic",
     include_start: bool = False,
     samples: Count = 100,
     sampling: Sampling = "fixed",

@@ -10,6 +10,7 @@ from torch import Tensor
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.frank_wolfe.gradient import (
     Sampling,
+    Start,
     chosen,
     drawn,
     iteration_seed,
@@ -29,6 +30,7 @@ from mergekit_lite.methods.frank_wolfe.oracle import (
 )
 from mergekit_lite.methods.registry import (
     Access,
+    Coefficient,
     Count,
     Examples,
     Merged,
@@ -176,8 +178,8 @@ def soft_frank_wolfe(
     inner_steps: Steps = 50,
     inner_learning_rate: Positive = 1e-2,
     images_per_task: Count = 16,
-    later_initial: float = 1e-8,
-    start: str = "base",
+    later_initial: Coefficient = 1e-8,
+    start: Start = "base",
     include_start: bool = False,
     samples: Count = 100,
     sampling: Sampling = "fixed",

@@ -22,7 +22,7 @@ def show(profile: str | None = None, console: Console | None = None) -> None:
     """Print what this machine has and what is cached; with a profile, also what it will take.
 
     Raises:
-        KitError: an unknown profile, one that cannot run, or a cache folder that cannot be written to.
+        KitError: an unknown profile, or one that cannot run.
     """
     console = console or Console()
     root = profiles.find_root() if profile else Path()
@@ -43,10 +43,12 @@ def show(profile: str | None = None, console: Console | None = None) -> None:
 
 def cached() -> Iterator[tuple[str, str, int, int]]:
     """Yield kind (such as images, experts, records), suite, number of files, and their bytes in the cache."""
-    for kind in sorted(path for path in cache_dir().iterdir() if path.is_dir()):
+    root = cache_dir()
+    for kind in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
         for suite in sorted(path for path in kind.iterdir() if path.is_dir()):
-            # Names that start with a dot are locks, and files that are being written.
+            # Names that start with a dot are locks, and files that are being written; seals belong to their files.
             files = [path for path in suite.iterdir() if path.is_file() and not path.name.startswith(".")]
+            files = [path for path in files if path.suffix != ".sha256"]
             yield kind.name, suite.name, len(files), sum(path.stat().st_size for path in files)
 
 
@@ -70,7 +72,8 @@ def _machine() -> Iterator[tuple[str, str]]:
     if not torch.cuda.device_count():
         yield "GPU", "none that torch can use"
     yield "cache", f"{cache} (set {VARIABLE} to move it)"
-    yield "disk", f"{shutil.disk_usage(cache).free / GIB:.1f} GiB free at the cache"
+    there = next(folder for folder in (cache, *cache.parents) if folder.is_dir())  # nothing may have been kept yet
+    yield "disk", f"{shutil.disk_usage(there).free / GIB:.1f} GiB free at the cache"
 
 
 def _table(title: str, *columns: str) -> Table:

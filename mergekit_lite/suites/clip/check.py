@@ -8,12 +8,15 @@ cache under a hash of the expert, the base, the head and the images.
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergekit_lite.cache import cache_dir, content_hash, locked, written_whole
+from mergekit_lite.cache import cache_dir, content_hash, intact, locked, sealed
 from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites import scoring
+from mergekit_lite.suites.clip import hub, sources
+from mergekit_lite.suites.clip.benchmark import expert_file
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.clip.clip_suite import ClipSuite
@@ -67,16 +70,35 @@ def _published(suite: "ClipSuite", task: str) -> float:
 def _measured(suite: "ClipSuite", task: str) -> float:
     key = content_hash([suite.fingerprint([task], [task]), code_of(scoring.accuracy, *suite.computing)])
     path = cache_dir("checks", suite.name) / f"{task}-{key}.json"
+    known = _known(path)
+    if known is not None:  # read without a lock: a cache that can only be read serves too
+        return known
     with locked(path):
-        if path.exists():
-            known: float = json.loads(path.read_text(encoding="utf-8"))["accuracy"]
+        known = _known(path)
+        if known is not None:
             return known
         measured = scoring.accuracy(suite, suite.experts[task], task)
-        facts = {"task": task, "accuracy": measured, "sources": suite.sources([task])}
-        with written_whole(path) as temporary:
+        facts = {"check": path.stem, "accuracy": measured, "sources": suite.sources([task])}
+        with sealed(path) as temporary:
             temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     print(f"Expert {task} on its own task: {measured:.2f} %, published {_published(suite, task):.2f} %.", flush=True)
     return measured
+
+
+def _known(path: Path) -> float | None:
+    """Return what was measured, if the file is whole and the one that belongs here."""
+    if not intact(path):
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    accuracy: float | None = facts["accuracy"] if facts["check"] == path.stem else None
+    return accuracy
+
+
+def _files(suite: "ClipSuite", task: str) -> list[Path]:
+    """Return the file of an expert in the hub's cache, and those that pin its data set to a state of the hub."""
+    entry = suite.entries[task]
+    pins = [sources.place(entry, split) for split in (entry.train_split, entry.test_split)]
+    return [hub.downloaded(*expert_file(suite.model, entry)).resolve(), *pins]
 
 
 def _refusal(suite: "ClipSuite", off: Sequence[Checked], total: int, tolerance: float) -> str:
@@ -94,7 +116,8 @@ def _refusal(suite: "ClipSuite", off: Sequence[Checked], total: int, tolerance: 
         "Far too low: the checkpoint of another task or model, labels in another order than the class names, or "
         "another split. Too high: images the expert was trained on among the test images. A point or two: another "
         "preprocessing, or a data set that was changed on the hub.",
-        f"Delete these files and run `mergekit-lite fetch {suite.name}`; `suite.sources(tasks)` names what was used. "
-        f"To merge them as they are, set {VARIABLE}=1.",
+        f"To have them as the hub has them now, delete these files and run `mergekit-lite fetch {suite.name}`; "
+        f"`suite.sources(tasks)` names what was used. To merge them as they are, set {VARIABLE}=1.",
+        *(f"  {path}" for one in off for path in _files(suite, one.task)),
     ]
     return "\n".join(lines)

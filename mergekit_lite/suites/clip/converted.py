@@ -1,7 +1,7 @@
 """The benchmark with experts of another family, such as OC-8: converted checkpoints in a folder, not the hub's."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -12,9 +12,11 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites import check_name
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, hub_tasks
 from mergekit_lite.suites.clip.clip_suite import ClipSuite
+from mergekit_lite.suites.clip.hub import Written, written
+from mergekit_lite.suites.clip.words import shown
 from mergekit_lite.suites.suite import Suite
 from mergekit_lite.weight_files import LazyWeights
-from mergekit_lite.weights import check_same
+from mergekit_lite.weights import check_same, weights_hash
 
 
 def place(model: str | None, family: str, task: str | None) -> Path:
@@ -84,18 +86,35 @@ class ConvertedSuite(ClipSuite):
         return super().sources(()) | told
 
     def _opened(self, task: str) -> LazyWeights:
-        """Return the file of an expert; its metadata are what `pickled.convert` wrote about the checkpoint."""
+        """Return the file of an expert, whole and with what `pickled.convert` wrote about the checkpoint.
+
+        Raises:
+            KitError: it is not there, damaged, or of another family or task than its place says.
+        """
         path = place(self.model.name, self.family, task)
+        command = f"mergekit-lite convert FILE.pt --suite {self.model.name} --task {task} --family {self.family}"
         if not path.exists():
+            missing = f"There is no {self.family} expert of '{task}' for {self.model.title}"
+            raise KitError(f"{missing}. Convert its checkpoint: {command}")
+        again = f"Delete it and convert the checkpoint again: {command}"
+        try:
+            expert = LazyWeights(path, self.device)
+        except KitError as error:
+            raise KitError(f"{path} is not a whole safetensors file. {again}") from error
+        facts = expert.metadata
+        if not facts.keys() >= {"family", "source", "source_sha256", "weights"}:
+            raise KitError(f"{path} does not say what `mergekit-lite convert` notes of a checkpoint. {again}")
+        if (facts["family"], facts.get("task", task)) != (self.family, task):
             raise KitError(
-                f"There is no {self.family} expert of '{task}' for {self.model.title}. Convert its checkpoint: "
-                f"mergekit-lite convert FILE.pt --suite {self.model.name} --task {task} --family {self.family}"
+                f"{path} says that it is the expert of '{shown(facts.get('task', task))}' of the family "
+                f"{shown(facts['family'])}, not that of '{task}' of {self.family}. {again}"
             )
-        expert = LazyWeights(path, self.device)
-        family = expert.metadata.get("family", "unknown")
-        if family != self.family:
-            raise KitError(
-                f"{path} says that it is of the family {family}, not {self.family}. "
-                f"Convert the checkpoint again with --family {self.family}."
-            )
+        if _hash_of(path, written(path)) != facts["weights"]:
+            raise KitError(f"{path} is damaged: its numbers are not those that were converted. {again}")
         return expert
+
+
+@cache
+def _hash_of(path: Path, _: Written) -> str:
+    """Return the hash of the weights in a file, which is read whole once per process and after it was written to."""
+    return weights_hash(LazyWeights(path))

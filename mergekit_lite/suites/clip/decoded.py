@@ -13,20 +13,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from mergekit_lite.cache import cache_dir, content_hash, file_digest, locked, written_whole
+from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, file_digest, locked, written_whole
 from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites.clip.benchmark import HubTask
+from mergekit_lite.suites.clip.hub import cleared, written
 from mergekit_lite.suites.clip.hub_data import check_room, labelled
 from mergekit_lite.suites.clip.labels import label_numbers
 from mergekit_lite.suites.clip.pixels import Preprocessing, Work, decode_rows, handed_over, preprocessing
 from mergekit_lite.suites.clip.sources import known_source, located
+from mergekit_lite.suites.clip.words import shown
 from mergekit_lite.suites.suite import Split, Task, Which, checked_split
 from mergekit_lite.workers import side_by_side
 
@@ -57,13 +60,14 @@ class Decoded:
     """What is known of a finished cache: written last, it stands for images and labels.
 
     Attributes:
+        name: of the file of images: of which task, split, size and content of the hub they are.
         commit: of the data set.
         rows, side: number of images and their height and width in pixels.
         chunks: SHA-256 of each chunk of CHUNK images, in order.
         labels: hash of the file of labels.
-        changed: when the images were written, in nanoseconds; if it differs all is read and compared again.
     """
 
+    name: str
     dataset: str
     split: str
     commit: str
@@ -71,7 +75,6 @@ class Decoded:
     side: int
     chunks: list[str]
     labels: str
-    changed: int
 
     @property
     def content(self) -> str:
@@ -82,7 +85,9 @@ class Decoded:
 def decoded_split(task: HubTask, which: Which, side: int, *, workers: int = 1) -> Split:
     """Return images (N, 3, side, side) uint8, memory-mapped, and labels (N,) of a split; decoded at first use.
 
-    Test images keep the data set's order; the training images are the first TRAIN_IMAGES of a fixed shuffle.
+    Test images keep the data set's order; the training images are the first TRAIN_IMAGES of a fixed shuffle. All that
+    is there is read and compared with its hashes once per process, and again when it was written to; what is damaged is
+    decoded again, chunk by chunk.
 
     Args:
         task: of the benchmark.
@@ -94,9 +99,17 @@ def decoded_split(task: HubTask, which: Which, side: int, *, workers: int = 1) -
         KitError: no room, no connection, data that do not fit the class names, or an image that cannot be decoded.
     """
     images = _images_path(task, which, side)
-    with locked(images):
-        if not _intact(images, deep=False):
-            _decode(task, which, side, images, workers)
+    if not _intact(images):  # read without a lock: a cache that can only be read serves too
+        with locked(images):
+            if not _intact(images):
+                try:
+                    _keep_what_is_right(images)
+                    _decode(task, which, side, images, workers)
+                except OSError as error:
+                    raise KitError(
+                        f"Task '{task.name}': images cannot be kept in {images.parent} ({error.strerror or error}). "
+                        f"Free some space, make it writable, or set {VARIABLE} to another folder; then run it again."
+                    ) from error
     pixels, labels = np.load(images, mmap_mode="r"), np.load(_labels_path(images))
     entry = Task(task.name, task.title, task.dataset, task.classnames, task.templates)
     return checked_split(entry, side, pixels, labels)
@@ -131,15 +144,6 @@ def known(task: HubTask, which: Which, side: int) -> Decoded | None:
     return _facts(images) if images.exists() else None
 
 
-def verified(task: HubTask, which: Which, side: int) -> bool:
-    """Return whether a split's cache is complete and every byte of it is what was decoded: reads all of it."""
-    if known(task, which, side) is None:
-        return False
-    images = _images_path(task, which, side)
-    with locked(images):
-        return _intact(images, deep=True)
-
-
 def sizes(task: HubTask) -> tuple[int, int]:
     """Return how many training images are kept and how many test images there are."""
     source = known_source(task, "train")
@@ -154,8 +158,8 @@ def train_images() -> int:
         KitError: the environment variable is no such number.
     """
     chosen = os.environ.get(TRAIN_VARIABLE, str(TRAIN_IMAGES))
-    if not chosen.isdigit():
-        raise KitError(f"{TRAIN_VARIABLE} is '{chosen}'. Set it to a number of images per task, or to 0 for all.")
+    if not (chosen.isdecimal() and len(chosen) < 10):  # a superscript two is a digit, but no number
+        raise KitError(f"{TRAIN_VARIABLE} is '{shown(chosen)}'. Set it to a number of images per task, or 0 for all.")
     return int(chosen)
 
 
@@ -186,50 +190,69 @@ def _ledger_path(images: Path) -> Path:
 
 
 def _facts(images: Path) -> Decoded | None:
-    path = _facts_path(images)
-    return Decoded(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    """Return what was noted of a finished cache; None if it was not, or if the note is damaged or of another cache."""
+    try:
+        facts = Decoded(**json.loads(_facts_path(images).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # missing, a folder, unreadable; no JSON; not these fields
+        return None
+    return facts if facts.name == images.name else None
 
 
-def _intact(images: Path, *, deep: bool) -> bool:
-    """Return whether the cache is complete and undamaged; if it is damaged prepare to decode what is, and say so.
+_read: set[tuple[object, ...]] = set()  # what this process has read whole and found intact
 
-    All pixels are read only if `deep`, or if the file was written to since.
-    """
-    facts = _facts(images)
-    if facts is None or not images.exists():
+
+def _intact(images: Path) -> bool:
+    """Return whether images and labels are, to the bit, what was decoded: read once per process and after a change."""
+    facts, labels = _facts(images), _labels_path(images)
+    if facts is None:
         return False
-    touched = images.stat().st_mtime_ns != facts.changed
-    right = _mapped(images, (facts.rows, 3, facts.side, facts.side)) is not None
-    if right and (deep or touched):
-        right = _chunk_hashes(images, range(len(facts.chunks))) == facts.chunks
-    labels = _labels_path(images)
-    if right and labels.exists() and file_digest(labels) == facts.labels:
-        if touched:
-            _write_facts(images, Decoded(**{**asdict(facts), "changed": images.stat().st_mtime_ns}))
-        return True
+    try:
+        state = (str(images), facts.content, written(images), written(labels))
+        if state in _read:
+            return True
+        right = _mapped(images, (facts.rows, 3, facts.side, facts.side)) is not None
+        right = right and _chunk_hashes(images, range(len(facts.chunks))) == facts.chunks
+        right = right and file_digest(labels) == facts.labels
+    except OSError:  # missing, a folder, a loop of links, unreadable
+        return False
+    if right:
+        _read.add(state)
+    return right
+
+
+def _keep_what_is_right(images: Path) -> None:
+    """Where a finished cache is damaged, make an unfinished one of it, whose right chunks need not be decoded again."""
+    if not os.path.lexists(images):
+        return
     print(f"The cache {images.name} is damaged: what is wrong is decoded again.", flush=True)
-    _ledger_path(images).write_text("".join(f"{n} {digest}\n" for n, digest in enumerate(facts.chunks)))
-    _facts_path(images).unlink()
-    os.replace(images, _part_path(images))
-    return False
+    facts = _facts(images)
+    if facts is not None:
+        with written_whole(_ledger_path(images)) as ledger:
+            ledger.write_text("".join(f"{n} {digest}\n" for n, digest in enumerate(facts.chunks)))
+        _facts_path(images).unlink()
+        cleared(_part_path(images))
+        os.replace(images, _part_path(images))
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Return the images in a file, or None if it does not hold that many of that size."""
     try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):  # missing, empty, shorter than it says, or no such file at all
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        SyntaxError,
+        TokenError,
+    ):  # missing, empty, too short, or no such file at all
         return None
-    return array if array.shape == shape and array.dtype == np.uint8 else None
+    right = array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
+    return array if right else None
 
 
 def _chunk_hashes(path: Path, chunks: Sequence[int]) -> list[str]:
     array = np.load(path, mmap_mode="r")
     return [hashlib.sha256(array[n * CHUNK : (n + 1) * CHUNK].data).hexdigest() for n in chunks]
-
-
-def _write_facts(images: Path, facts: Decoded) -> None:
-    with written_whole(_facts_path(images)) as temporary:
-        temporary.write_text(json.dumps(asdict(facts), indent=1), encoding="utf-8")
 
 
 def _decode(task: HubTask, which: Which, side: int, images: Path, workers: int) -> None:
@@ -248,6 +271,7 @@ def _decode(task: HubTask, which: Which, side: int, images: Path, workers: int) 
         np.save(stream, label_numbers(dataset, task)[order])
     source = located(task, which)
     facts = Decoded(
+        name=images.name,
         dataset=source.dataset,
         split=source.split,
         commit=source.commit,
@@ -255,9 +279,11 @@ def _decode(task: HubTask, which: Which, side: int, images: Path, workers: int) 
         side=side,
         chunks=hashes,
         labels=file_digest(_labels_path(images)),
-        changed=part.stat().st_mtime_ns,
     )
-    _write_facts(images, facts)
+    with written_whole(_facts_path(images)) as temporary:
+        temporary.write_text(json.dumps(asdict(facts), indent=1), encoding="utf-8")
+    if images.is_dir():
+        cleared(images)
     os.replace(part, images)  # the last step: without this file the cache counts as unfinished
     _ledger_path(images).unlink(missing_ok=True)
     del dataset
@@ -277,12 +303,12 @@ def _fill(
     part, ledger = _part_path(images), _ledger_path(images)
     shape = (len(order), 3, side, side)
     if _mapped(part, shape) is None:
-        ledger.unlink(missing_ok=True)
+        cleared(ledger)
+        cleared(part)
         open_memmap(part, mode="w+", dtype=np.uint8, shape=shape).flush()
-    lines = [line.split() for line in ledger.read_text().splitlines()] if ledger.exists() else []
-    noted = {int(line[0]): line[1] for line in lines if len(line) == 2}
-    hashes = {n: digest for n, digest in sorted(noted.items()) if _chunk_hashes(part, [n]) == [digest]}
     spans = {n: (n * CHUNK, min((n + 1) * CHUNK, len(order))) for n in range(-(-len(order) // CHUNK))}
+    noted = _noted(ledger)
+    hashes = {n: noted[str(n)] for n in spans if str(n) in noted and _chunk_hashes(part, [n]) == [noted[str(n)]]}
     missing = {span: n for n, span in spans.items() if n not in hashes}
     begun = said = time.monotonic()
     done = len(order) - sum(stop - start for start, stop in missing)
@@ -298,3 +324,13 @@ def _fill(
                 said = time.monotonic()
                 print(f"{task.name}, {which}: {done} of {len(order)} images, {said - begun:.0f} s", flush=True)
     return [hashes[n] for n in sorted(hashes)]
+
+
+def _noted(ledger: Path) -> dict[str, str]:
+    """Return number and hash of the chunks that are said to be finished; a ledger that cannot be read is none."""
+    try:
+        lines = [line.split() for line in ledger.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        cleared(ledger)
+        return {}
+    return {line[0]: line[1] for line in lines if len(line) == 2}

@@ -9,14 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import huggingface_hub
 import open_clip
+from huggingface_hub import constants
 from rich.console import Console
 from rich.table import Table
 
-from mergekit_lite.cache import VARIABLE, cache_dir, file_digest
+from mergekit_lite.cache import VARIABLE, cache_dir
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.suites.clip import decoded, hub, hub_data, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, HubTask, base_file, expert_file, hub_tasks
@@ -167,13 +169,7 @@ def _weights(what: str, repository: str, filename: str) -> Item:
             raise hub.explained(error, f"{repository}/{filename}") from error
 
     def bring() -> tuple[str, int]:
-        path = hub.downloaded(repository, filename)
-        if isinstance(found, str) and file_digest(path) != source.sha256:  # downloaded compares what it fetches itself
-            blob = path.resolve()
-            path.unlink()
-            blob.unlink(missing_ok=True)
-            path = hub.downloaded(repository, filename)
-        return source.sha256, path.stat().st_size
+        return source.sha256, hub.downloaded(repository, filename).stat().st_size
 
     state: State = "missing" if download else "there"
     return Item(what, repository, source.commit, download, 0, size, bring, state, "" if download else source.sha256)
@@ -186,8 +182,6 @@ def _images(what: str, task: HubTask, which: Which, side: int, workers: int) -> 
     download = sum(file.bytes for file in source.files if not hub_data.is_downloaded(source, file))
 
     def bring() -> tuple[str, int]:
-        if known is not None:
-            decoded.verified(task, which, side)  # what is damaged is decoded again by the next line
         split = decoded.decoded_split(task, which, side, workers=workers)
         now = decoded.known(task, which, side)
         return now.content if now else "", split.images.nbytes + split.labels.nbytes
@@ -206,11 +200,11 @@ def _images(what: str, task: HubTask, which: Which, side: int, workers: int) -> 
 
 
 def _check_room(items: Sequence[Item]) -> None:
-    downloads, images = hub_data.hub_cache(), cache_dir("images", "clip")
+    downloads, images = Path(constants.HF_HUB_CACHE), cache_dir("images", "clip")
     # While a split is decoded the library's copy of its files is there too, one split at a time.
     copy = max((item.download for item in items if item.decoded), default=0)
     wanted = {downloads: sum(item.download for item in items), images: sum(item.decoded for item in items) + copy}
-    if downloads.stat().st_dev == images.stat().st_dev:
+    if hub_data.existing(downloads).stat().st_dev == hub_data.existing(images).stat().st_dev:
         wanted = {images: sum(wanted.values())}
     for folder, size in wanted.items():
         hub_data.check_room(folder, size, "what is to be fetched")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,16 +15,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mergekit_lite.cache import content_hash, written_whole
-from mergekit_lite.errors import KitError
+from mergekit_lite.cache import check_writable, content_hash, written_whole
+from mergekit_lite.errors import KitError, shown
 from mergekit_lite.suites.clip.benchmark import MODELS
 from mergekit_lite.suites.clip.transformers_format import to_transformers
 from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.suites.suite import Suite
 from mergekit_lite.weight_files import LazyWeights, read, write
-from mergekit_lite.weights import Weights
+from mergekit_lite.weights import Weights, first_three, is_finite
 
 RESULT, CHECKPOINT = "encoder.safetensors", "checkpoint.safetensors"
+RANGES: dict[str, tuple[type, float, float]] = {
+    "steps": (int, 1, 10**6),
+    "learning_rate": (float, 1e-12, 1.0),
+    "batch_size": (int, 1, 4096),
+    "seed": (int, 0, 2**32 - 1),
+    "checkpoint_every": (int, 1, 10**6),
+}
+"""The numbers of a run: their type, the smallest and the largest."""
+
+LOOK = 100  # steps after which the loss is looked at: each look waits for the GPU
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps per tensor, by torch's names
 
 
@@ -49,15 +60,15 @@ def make_expert(
     the same call resumes from it, and on a CPU ends with the very numbers of a run that was never interrupted.
 
     Raises:
-        KitError: there is no such task, a number is out of range, or `output` holds another run.
+        KitError: there is no such task, a number is out of range, `output` cannot be written to or holds another run
+            (all of that is noticed first), or the loss or a weight became NaN or infinite (then nothing is written).
     """
     (task,) = suite.names((task,))
-    numbers = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "every": checkpoint_every}
-    for name, number in numbers.items():
-        if number <= 0:
-            raise KitError(f"Fine-tuning on '{task}': {name.replace('every', 'checkpoint_every')} must be above 0.")
-    result, checkpoint = Path(output) / RESULT, Path(output) / CHECKPOINT
     recipe = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    _check_numbers(suite, task, {**recipe, "checkpoint_every": checkpoint_every})
+    result, checkpoint = Path(output) / RESULT, Path(output) / CHECKPOINT
+    if not os.path.exists(result):
+        check_writable(Path(output))
     run = content_hash([suite.fingerprint((), (task,), (task,)), task, recipe])
     if result.exists():
         _check_run(result, run)
@@ -87,6 +98,8 @@ def make_expert(
         losses.append(loss.detach())
         right.append((logits.argmax(dim=1) == labels).float().mean())
         done = step + 1
+        if done % LOOK == 0 or done % checkpoint_every == 0 or done == steps:
+            _check_sound(task, done, {"loss": torch.stack(losses)})
         if done % checkpoint_every == 0 or done == steps:
             print(
                 f"step {done}/{steps}: loss {torch.stack(losses).mean():.4f}, "
@@ -100,6 +113,7 @@ def make_expert(
             _store(checkpoint, run, done, weights, optimiser)
 
     tuned = {name: tensor.detach() for name, tensor in weights.items()}
+    _check_sound(task, steps, tuned)  # the last step comes after the last loss
     print(f"{accuracy(suite, tuned, task):.2f} % of the test images of {task} are classified correctly", flush=True)
     if suite.name in MODELS:
         _write_for_transformers(Path(output) / "transformers", tuned, head.shape[1])
@@ -107,6 +121,28 @@ def make_expert(
     write(result, tuned, facts)  # last: it says that all is there
     checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _check_numbers(suite: Suite, task: str, numbers: Mapping[str, float]) -> None:
+    """Check that every number is of its kind and in its range, before any work."""
+    images = suite.sizes[task][0]
+    for name, number in numbers.items():
+        kind, lowest, highest = RANGES[name]
+        highest = min(highest, images) if name == "batch_size" else highest
+        if type(number) not in (kind, int) or not lowest <= number <= highest:
+            raise KitError(
+                f"Fine-tuning on '{task}': {name} must be {kind.__name__} from {lowest} to {highest}, not "
+                f"{shown(number)}." + (f" There are {images} training images." if name == "batch_size" else "")
+            )
+
+
+def _check_sound(task: str, step: int, tensors: Weights) -> None:
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if broken:
+        raise KitError(
+            f"Fine-tuning on '{task}': by step {step} the {first_three(broken)} became NaN or infinite, so nothing is "
+            "written. Choose a smaller learning rate, and another output folder."
+        )
 
 
 def _rows(count: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:

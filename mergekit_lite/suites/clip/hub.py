@@ -1,13 +1,14 @@
 """Files of the Hugging Face hub: fetched once, checked, known by their hash, and errors in words one can act on."""
 
 import errno
+import hashlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from mergekit_lite.cache import cache_dir, file_digest
 from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip.words import shown
 
 Answer = TypeVar("Answer")
 
@@ -45,31 +47,95 @@ def downloaded(repo: str, filename: str) -> Path:
     """Return the file `filename` of the model `repo`, fetched into the hub's own cache unless it is there.
 
     What is there is taken without asking the hub whether the repository has moved on, so that results stay what they
-    are and no network is needed. What is fetched is compared with the SHA-256 that the hub lists.
+    are and no network is needed. Its SHA-256 is compared with the one that the hub lists, once per process: if it is
+    another one the file is fetched anew.
 
     Raises:
-        KitError: it cannot be fetched, or arrived damaged (it is deleted then).
+        KitError: it cannot be fetched, or arrived damaged (it is deleted then); it is damaged, and may not be fetched.
     """
-    found = _cached(repo, filename)
+    found, what = _cached(repo, filename), f"{repo}/{filename}"
     if found is not None:
-        return found
-    what = f"{repo}/{filename}"
-    print(f"Fetching {repo}/{filename}.", flush=True)
+        listed = _listed_sha256(found)
+        if listed is None or has_digest(found, listed):
+            return found
+        discard(found, what)
+    print(f"Fetching {what}.", flush=True)
     try:
         with bars_in_a_terminal_only():
-            path = Path(retried(lambda: huggingface_hub.hf_hub_download(repo, filename)))
+            path = fetched(lambda: huggingface_hub.hf_hub_download(repo, filename))
     except Exception as error:
         raise explained(error, what) from error
     listed = _listed_sha256(path)
-    if listed is not None and (arrived := _sha256(path, path.stat().st_mtime_ns)) != listed:
-        blob = path.resolve()
-        path.unlink()
-        blob.unlink(missing_ok=True)
+    if listed is not None and not has_digest(path, listed):
+        remove(path)
         raise KitError(
-            f"{what} arrived damaged: its SHA-256 is {arrived[:16]}..., but the hub lists {listed[:16]}... "
-            "It was deleted. Run the same again; if that does not help, look for a proxy that changes what passes it."
+            f"{what} arrived damaged: its SHA-256 is not the {listed[:16]}... that the hub lists. It was deleted. "
+            "Run the same again; if that does not help, look for a proxy that changes what passes it."
         )
     return path
+
+
+def fetched(call: Callable[[], str]) -> Path:
+    """Return the file that `call` gets from the hub; a folder in its place, which the hub's library takes, goes aside.
+
+    In trouble it is repeated: see `retried`.
+    """
+    path = Path(retried(call))
+    if path.is_dir():
+        remove(path)
+        path = Path(retried(call))
+    return path
+
+
+def has_digest(path: Path, digest: str) -> bool:
+    """Return whether a file has this SHA-256 (64 digits) or this SHA-1 as a blob of git (40 digits).
+
+    It is read whole once per process, and again when it was written to.
+    """
+    try:
+        return _digest(path, written(path), len(digest)) == digest
+    except OSError:  # a folder, or unreadable
+        return False
+
+
+def discard(path: Path, what: str) -> None:
+    """Say that `path`, which is `what` of the hub, is damaged, and remove it so that it is fetched anew.
+
+    Raises:
+        KitError: it may not be fetched, so it stays; or it cannot be removed.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise KitError(
+            f"{path} is damaged: it is not what the hub lists for {what}, and HF_HUB_OFFLINE forbids to fetch it anew. "
+            f"Delete {path.resolve()}, unset HF_HUB_OFFLINE and run `mergekit-lite fetch SUITE`."
+        )
+    print(f"{path} is damaged: it is fetched anew.", flush=True)
+    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file from the hub's cache: the name, and the content that several commits may share.
+
+    Raises:
+        KitError: it cannot be removed.
+    """
+    for one in (path.resolve(), path):
+        try:
+            cleared(one)
+        except OSError as error:
+            raise KitError(
+                f"{one} is damaged and cannot be removed ({error.strerror}). Delete it, or have its owner do it."
+            ) from error
+
+
+def cleared(path: Path) -> None:
+    """Remove what stands at `path`; a folder, which may hold what is somebody's, is moved aside, and that is said."""
+    if path.is_dir() and not path.is_symlink():
+        aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
+        path.rename(aside)
+        print(f"The folder {path} stands where a file belongs: it was moved to {aside.name}.", flush=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def source(repo: str, filename: str) -> Source:
@@ -81,7 +147,7 @@ def source(repo: str, filename: str) -> Source:
     found = _cached(repo, filename)
     if found is not None:
         commit = found.parents[len(Path(filename).parts) - 1].name  # .../snapshots/<commit>/<filename>
-        return Source(repo, filename, commit, _listed_sha256(found) or _sha256(found, found.stat().st_mtime_ns))
+        return Source(repo, filename, commit, _listed_sha256(found) or _digest(found, written(found), 64))
     return _announced(repo, filename)
 
 
@@ -114,7 +180,7 @@ def retried(call: Callable[[], Answer], pauses: tuple[float, ...] = PAUSES) -> A
             if response is None or (response.status_code != 429 and response.status_code < 500):
                 raise
             asked = str(response.headers.get("Retry-After", ""))
-            time.sleep(min(max(pause, float(asked) if asked.isdigit() else 0), 300))
+            time.sleep(min(max(pause, float(asked) if asked.isdecimal() else 0), 300))
     return call()
 
 
@@ -164,8 +230,8 @@ def explained(error: BaseException, what: str) -> KitError:
             f"folder {constants.HF_HUB_CACHE} from a machine where it was fetched"
         )
     else:
-        reason, then = f"{type(error).__name__}: {error}".rstrip(". "), f"If this may pass, {fetch} again"
-    return KitError(f"{what} could not be fetched: {reason}. {then}.")
+        reason, then = shown(f"{type(error).__name__}: {error}").rstrip(". "), f"If this may pass, {fetch} again"
+    return KitError(f"{shown(what)} could not be fetched: {reason}. {then}.")
 
 
 def _cached(repo: str, filename: str) -> Path | None:
@@ -186,9 +252,22 @@ def _listed_sha256(path: Path) -> str | None:
     return name if len(name) == 64 else None
 
 
+Written = tuple[int, int, int]
+
+
+def written(path: Path) -> Written:
+    """Return what changes when a file is written to or replaced: inode, size, and time in nanoseconds."""
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
 @cache
-def _sha256(path: Path, changed: int) -> str:
-    return file_digest(path)
+def _digest(path: Path, _: Written, digits: int) -> str:
+    if digits == 64:
+        return file_digest(path)
+    as_blob = partial(hashlib.sha1, b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, as_blob).hexdigest()
 
 
 @contextmanager

@@ -4,20 +4,19 @@ The `datasets` library reads id, configuration and split; the files come through
 alone (the library would download all splits, the corrupted copies too), checked against the hashes the hub announces.
 """
 
-import hashlib
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-from mergekit_lite.cache import VARIABLE, cache_dir, file_digest
+from mergekit_lite.cache import VARIABLE, cache_dir
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
-from mergekit_lite.suites.clip.hub import bars_in_a_terminal_only
+from mergekit_lite.suites.clip.hub import bars_in_a_terminal_only, discard, fetched, has_digest, remove
 from mergekit_lite.suites.clip.labels import check_labels, label_numbers, two_columns
 from mergekit_lite.suites.clip.sources import CHANGED, HubFile, Source, asked, located, quiet, the_library
+from mergekit_lite.suites.clip.words import shown
 from mergekit_lite.suites.suite import Which
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
@@ -27,52 +26,48 @@ if TYPE_CHECKING:  # optional, and takes seconds to import
 def downloaded(task: HubTask, source: Source) -> list[Path]:
     """Return the split's files on this machine, downloaded if need be; what was begun earlier resumes.
 
+    What is there is compared with the hashes that the hub announced, once per process, and fetched anew if it differs.
+
     Raises:
-        KitError: no room, no connection, or a file that is not what the hub announced; that file is removed.
+        KitError: no room, no connection, or a file that came with another content than the hub announced (it is removed
+            then), or has another one while the hub may not be asked.
     """
     missing = sum(file.bytes for file in source.files if not is_downloaded(source, file))
     if missing:
-        check_room(hub_cache(), missing, f"downloading {task.dataset}, split {source.split}")
+        check_room(Path(constants.HF_HUB_CACHE), missing, f"downloading {task.dataset}, split {source.split}")
         print(f"{task.name}, {source.split}: downloading {missing / 1e9:.2f} GB of {source.dataset}.", flush=True)
-    paths = []
-    for file in source.files:
-
-        def download(name: str = file.path) -> str:
-            with bars_in_a_terminal_only():
-                return hf_hub_download(source.dataset, name, repo_type="dataset", revision=source.commit)
-
-        path = Path(asked(f"{file.path} of the data set {task.dataset}", download))
-        if not has_digest(path, file.digest):
-            path.resolve().unlink(missing_ok=True)  # the content, which may be shared by several commits
-            path.unlink(missing_ok=True)
-            raise KitError(
-                f"Task '{task.name}': {file.path} of the data set {task.dataset} came with another content than the "
-                f"hub announces ({file.digest[:16]}...). It was removed: run the same again to download it anew."
-            )
-        paths.append(path)
-    return paths
+    return [_one(task, source, file) for file in source.files]
 
 
-def hub_cache() -> Path:
-    """Return the folder in which huggingface_hub keeps downloads."""
-    folder = Path(constants.HF_HUB_CACHE)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _one(task: HubTask, source: Source, file: HubFile) -> Path:
+    """Return a file on this machine whose content is what the hub announced when it was asked."""
+    what = f"{file.path} of the data set {source.dataset}"
+    found = _found(source, file)
+    if found is not None and not has_digest(found, file.digest):
+        discard(found, what)
+
+    def download() -> str:
+        with bars_in_a_terminal_only():
+            return hf_hub_download(source.dataset, file.path, repo_type="dataset", revision=source.commit)
+
+    path = asked(what, lambda: fetched(download))
+    if not has_digest(path, file.digest):
+        remove(path)
+        raise KitError(
+            f"Task '{task.name}': {shown(what)} came with another content than the hub announces "
+            f"({file.digest[:16]}...). It was removed: run the same again to download it anew."
+        )
+    return path
+
+
+def _found(source: Source, file: HubFile) -> Path | None:
+    found = try_to_load_from_cache(source.dataset, file.path, revision=source.commit, repo_type="dataset")
+    return Path(found) if isinstance(found, str) else None
 
 
 def is_downloaded(source: Source, file: HubFile) -> bool:
     """Return whether a file is there, without asking the hub and without looking into it."""
-    found = try_to_load_from_cache(source.dataset, file.path, revision=source.commit, repo_type="dataset")
-    return isinstance(found, str)
-
-
-def has_digest(path: Path, digest: str) -> bool:
-    """Return whether a file has this SHA-256 (64 digits) or this SHA-1 as a blob of git (40 digits)."""
-    if len(digest) == 64:
-        return file_digest(path) == digest
-    as_blob = partial(hashlib.sha1, b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, as_blob).hexdigest() == digest
+    return _found(source, file) is not None
 
 
 def labelled(task: HubTask, which: Which, *, folder: Path | None = None) -> "datasets.Dataset":
@@ -104,7 +99,7 @@ def labelled(task: HubTask, which: Which, *, folder: Path | None = None) -> "dat
             )
     except (library.exceptions.DatasetsError, ValueError, OSError) as error:  # pyarrow's errors are among these
         raise KitError(
-            f"Task '{task.name}': {where} cannot be read: {str(error.__cause__ or error)[:200]}. {CHANGED}"
+            f"Task '{task.name}': {where} cannot be read: {shown(error.__cause__ or error)}. {CHANGED}"
         ) from error
     dataset = two_columns(dataset, task, where)
     check_labels(task, where, dataset.features["label"], label_numbers(dataset, task, where))
@@ -128,10 +123,15 @@ def check_room(folder: Path, wanted: int, what: str) -> None:
     Raises:
         KitError: they do not.
     """
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(existing(folder)).free
     if wanted > free:
         raise KitError(
             f"There is no room for {what}: it takes {wanted / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free, "
             f"{(wanted - free) / 1e9:.2f} GB too few. Choose fewer tasks, or set {VARIABLE} (decoded images) or "
             f"HF_HOME (downloads) to a folder on a larger disk."
         )
+
+
+def existing(folder: Path) -> Path:
+    """Return `folder`, or the first of those it is to be made in that is there already."""
+    return next(one for one in (folder, *folder.absolute().parents) if one.exists())

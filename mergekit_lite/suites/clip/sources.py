@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from huggingface_hub import HfApi, constants
 from huggingface_hub.hf_api import RepoFile
 
-from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, locked, written_whole
+from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, intact, locked, sealed
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub import explained, retried
+from mergekit_lite.suites.clip.words import shown
 from mergekit_lite.suites.suite import Which
 
 WHICH: tuple[Which, ...] = ("train", "test")
@@ -72,30 +73,38 @@ def located(task: HubTask, which: Which) -> Source:
     Raises:
         KitError: the hub cannot be reached, or has no such data set, configuration or split.
     """
-    path = _path(task, split_name(task, which))
+    source = known_source(task, which)
+    if source is not None:  # read without a lock: a cache that can only be read serves too
+        return source
+    path = place(task, split_name(task, which))
     with locked(path):
         source = known_source(task, which)
         if source is None:
             # Both splits are asked for, so that they are of one commit whenever each of them is wanted.
-            for split, found in _ask(task, which).items():
-                if not _path(task, split).exists():
-                    with written_whole(_path(task, split)) as temporary:
-                        temporary.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
-            source = known_source(task, which)
-    assert source is not None
+            found = _ask(task, which)
+            for split in found:
+                with sealed(place(task, split)) as temporary:
+                    temporary.write_text(json.dumps(asdict(found[split]), indent=1), encoding="utf-8")
+            source = found[split_name(task, which)]
     return source
 
 
 def known_source(task: HubTask, which: Which) -> Source | None:
-    """Return what `located` found earlier, or None; nothing is asked of the hub."""
-    path = _path(task, split_name(task, which))
-    if not path.exists():
+    """Return what `located` found earlier, or None if there is nothing whole; nothing is asked of the hub."""
+    split = split_name(task, which)
+    path = place(task, split)
+    if not intact(path):
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
-    return Source(**{**stored, "files": tuple(HubFile(**file) for file in stored["files"])})
+    source = Source(**{**stored, "files": tuple(HubFile(**file) for file in stored["files"])})
+    if (source.dataset, source.split) == (task.dataset, split):
+        return source
+    print(f"{path} is of another data set: it is made anew.", flush=True)
+    return None
 
 
-def _path(task: HubTask, split: str) -> Path:
+def place(task: HubTask, split: str) -> Path:
+    """Return the file that says where a split lies; without it the hub is asked."""
     key = content_hash([task.dataset, task.config, split])
     return cache_dir("sources", "clip") / f"{task.name}-{split}-{key}.json"
 
@@ -109,7 +118,9 @@ def _ask(task: HubTask, which: Which) -> dict[str, Source]:
         )
     api = HfApi()
     # The commit first: given `main`, the library would also ask another server for facts that it does not need.
-    commit = asked(what, lambda: api.dataset_info(task.dataset).sha or "")
+    # If one split is known, the other one is looked up in the same commit.
+    commits = [one.commit for one in (known_source(task, each) for each in WHICH) if one]
+    commit = commits[0] if commits else asked(what, lambda: api.dataset_info(task.dataset).sha or "")
     wanted = [split_name(task, one) for one in WHICH]
     builder = _builder(task, commit, what, None)
     if _kind(builder) == "text":
@@ -123,7 +134,7 @@ def _ask(task: HubTask, which: Which) -> dict[str, Source]:
     if split_name(task, which) not in paths:
         raise KitError(
             f"Task '{task.name}': the data set {task.dataset} at commit {commit[:12]} has no split "
-            f"'{split_name(task, which)}', but {', '.join(paths)}. {CHANGED}"
+            f"'{split_name(task, which)}', but {shown(', '.join(paths))}. {CHANGED}"
         )
     splits = [split for split in wanted if split in paths]
     listed = [path for split in splits for path in paths[split]]
@@ -150,7 +161,9 @@ def _ask(task: HubTask, which: Which) -> dict[str, Source]:
 
 def _builder(task: HubTask, commit: str, what: str, files: dict[str, str] | None) -> Any:
     library = the_library()
-    with tempfile.TemporaryDirectory(dir=cache_dir("arrow", "clip")) as folder, quiet():
+    arrow = cache_dir("arrow", "clip")
+    arrow.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=arrow) as folder, quiet():
 
         def find() -> Any:
             return library.load_dataset_builder(

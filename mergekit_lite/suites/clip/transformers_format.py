@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip.words import shown
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import Weights, first_three
 
@@ -61,13 +62,23 @@ def to_transformers(weights: Mapping[str, Tensor]) -> Weights:
     Raises:
         KitError: names are missing or not known; the first three are named.
     """
-    plan = _plan(_depth(weights, r"transformer\.resblocks\.(\d+)\."))
+    plan = _plan(depth_of(weights))
     _check_names(plan, weights, "open_clip's VisionTransformer (without `visual.` and without `proj`)")
     return {
         PREFIX + source: part.contiguous()
         for name, sources in plan.items()
         for source, part in zip(sources, weights[name].chunk(len(sources)), strict=True)
     }
+
+
+def depth_of(names: Iterable[str]) -> int:
+    """Return how many blocks an encoder has whose tensors open_clip named so; 1 if there is no block."""
+    return _depth(names, r"transformer\.resblocks\.(\d+)\.")
+
+
+def names_of(depth: int) -> list[str]:
+    """Return open_clip's names of the tensors of an encoder of `depth` blocks, without the projection."""
+    return list(_plan(depth))
 
 
 class TransformersWeights(LazyWeights):
@@ -135,14 +146,15 @@ def _sources(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _depth(names: Iterable[str], pattern: str) -> int:
+    """Return how many blocks are named, however high their numbers are."""
     found = (re.match(pattern, name) for name in names)
-    return 1 + max((int(match[1]) for match in found if match), default=0)
+    return max(1, len({match[1] for match in found if match}))
 
 
 def _check_names(expected: Iterable[str], found: Iterable[str], what: str) -> None:
     expected, found = dict.fromkeys(expected), dict.fromkeys(found)
     problems = [f"'{name}' is missing" for name in expected if name not in found]
-    problems += [f"'{name}' is not known" for name in found if name not in expected]
+    problems += [f"'{shown(name)}' is not known" for name in found if name not in expected]
     if problems:
         raise KitError(
             f"These are not the weights of {what}: {first_three(problems)}. "

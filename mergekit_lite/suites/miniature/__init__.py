@@ -14,7 +14,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from mergekit_lite.cache import cache_dir, content_hash, file_digest, locked, written_whole
+from mergekit_lite.cache import cache_dir, content_hash, ensure, file_digest, intact, sealed
 from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites.miniature.canvas import SIDE
@@ -80,24 +80,28 @@ class Miniature(Suite):
         """Return images (N, 3, 32, 32) and labels (N,) of a split, drawn at first use, then memory-mapped."""
         name = f"{task}-{which}-{self.data_hash(task, which)}"
         images, labels = (cache_dir("images", "miniature") / f"{name}.{part}.npy" for part in ("images", "labels"))
-        with locked(images):
-            if not images.exists():  # written last, so that it stands for both
-                made = pictures(TASKS[task], which, SIZES)
-                checked_split(self.tasks[task], SIDE, made[0].numpy(), made[1].numpy())
-                for path, array in zip((labels, images), (made[1], made[0]), strict=True):
-                    with written_whole(path) as temporary, temporary.open("wb") as stream:
-                        np.save(stream, array.numpy())
+
+        def make() -> None:
+            made = [one.numpy() for one in pictures(TASKS[task], which, SIZES)]
+            checked_split(self.tasks[task], SIDE, *made)
+            for path, array in zip((images, labels), made, strict=True):
+                with sealed(path) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, array)
+
+        ensure(make, images, labels)
         return Split(np.load(images, mmap_mode="r"), np.load(labels))
 
     def expert(self, task: str) -> Mapping[str, Tensor]:
         """Return the expert of `task`, read from its file tensor by tensor; fine-tuned at first use."""
         path = self.expert_file(task)
-        with locked(path):
-            if not path.exists():
-                split = self.split(task, "train")
-                with torch.enable_grad():
-                    weights = fine_tune(self.encode, self.base, self.heads[task], split, self.recipe)
-                write(path, weights, {"task": task, "recipe": str(asdict(self.recipe))})
+
+        def make() -> None:
+            split = self.split(task, "train")
+            with torch.enable_grad():
+                weights = fine_tune(self.encode, self.base, self.heads[task], split, self.recipe)
+            write(path, weights, {"task": task, "recipe": json.dumps(asdict(self.recipe))}, seal=True)
+
+        ensure(make, path)
         return LazyWeights(path, self.device)
 
     def expert_file(self, task: str) -> Path:
@@ -121,8 +125,8 @@ class Miniature(Suite):
         return content_hash([drawing_hash(TASKS[task]), which, sizes])
 
     def prepare(self, tasks: Sequence[str], workers: int) -> None:
-        """Fine-tune the experts of `tasks` that are not there yet, side by side, and say so."""
-        missing = [task for task in tasks if not self.expert_file(task).exists()]
+        """Fine-tune the experts of `tasks` that are not there yet, or damaged, side by side, and say so."""
+        missing = [task for task in tasks if not intact(self.expert_file(task), say=False)]
         if missing:
             print(f"Fine-tuning {len(missing)} experts: {', '.join(missing)}.", flush=True)
         begun, make = time.perf_counter(), partial(_make_expert, seed=self.recipe.seed)
