@@ -26,6 +26,7 @@ def record(method: str, title: str, accuracy: tuple[float, ...], **more: Any) ->
         pool=pool,
         evaluate=TASKS,
         adapt=more.pop("adapt", ()),
+        split=more.pop("split", "test"),
     )
     return Record(
         key="0" * 16,

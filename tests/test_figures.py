@@ -182,6 +182,18 @@ def test_bars_of_a_method_without_published_number_have_no_diamond() -> None:
     assert "–" in [text.get_text() for text in axes.texts]
 
 
+def test_bars_mark_what_had_not_converged_and_a_variant_has_no_diamond() -> None:
+    plain = samples.records()[3]
+    still = plain.model_copy(update={"converged": False})
+    axes = figures.accuracy_bars([plain, still], published.accuracies()).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [plain.title, f"{plain.title} †"]
+    assert len(list(axes.lines[0].get_xdata())) == 1  # type: ignore[arg-type]
+    assert "†: not converged" in axes.get_xlabel()
+    assert "†" not in figures.accuracy_bars([plain]).axes[0].get_xlabel()
+    variants = figures.variant_bars({"Group": {"one": plain, "two": still}}).axes[0]
+    assert [label.get_text() for label in variants.get_yticklabels()] == ["Group", "one", "two †"]
+
+
 def test_heat_map_prints_every_accuracy_and_the_average() -> None:
     figure = figures.accuracy_heatmap(samples.records())
     assert printed(figure)[:4] == ["40.0", "30.0", "50.0", "40.0"]

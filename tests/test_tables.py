@@ -11,7 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from myst_nb.ext.glue import extract_glue_data
 
-from mergekit_lite.analysis.accuracy import accuracy_frame
+from mergekit_lite.analysis.accuracy import KNOWLEDGE, accuracy_frame, best_constant, told, tuned
 from mergekit_lite.analysis.published import accuracies, beside, counterparts
 from mergekit_lite.errors import KitError
 from mergekit_lite.figures.tables import (
@@ -23,6 +23,7 @@ from mergekit_lite.figures.tables import (
     sources_table,
     task_table,
 )
+from mergekit_lite.study.records import Record
 
 LABEL = "AdaMerging Table 1, ViT-B/32 (OC-8)"
 
@@ -38,7 +39,7 @@ def words(cell: ElementTree.Element) -> str:
 
 def test_frame_holds_records_in_order_with_the_published_average() -> None:
     frame = accuracy_frame(samples.records(), accuracies())
-    assert list(frame.columns) == ["method", "data access", *samples.TASKS, "average", LABEL]
+    assert list(frame.columns) == ["method", *KNOWLEDGE, *samples.TASKS, "average", LABEL]
     assert list(frame.index) == [
         "pretrained",
         "simple_average",
@@ -56,7 +57,18 @@ def test_a_method_without_published_number_gets_a_dash() -> None:
     frame = accuracy_frame([mine], accuracies())
     assert list(frame[LABEL].isna()) == [True]
     last = rows(accuracy_table([mine], accuracies()).data)[-1]
-    assert [words(cell) for cell in last] == ["Mine & <yours>", "none", "1.0", "2.0", "3.0", "2.0", "–"]
+    assert [words(cell) for cell in last] == [
+        "Mine & <yours>",
+        "none",
+        "–",
+        "–",
+        "all",
+        "1.0",
+        "2.0",
+        "3.0",
+        "2.0",
+        "–",
+    ]
 
 
 def test_best_merged_value_of_each_column_is_bold_and_references_do_not_compete() -> None:
@@ -75,6 +87,63 @@ def test_best_merged_value_of_each_column_is_bold_and_references_do_not_compete(
 def test_values_that_look_equal_are_equally_bold() -> None:
     pair = [samples.record(name, name, (50.04, 1.0, value)) for name, value in (("a", 2.04), ("b", 1.96))]
     assert accuracy_table(pair).data.count("<strong>2.0</strong>") == 2
+
+
+def test_a_table_says_how_much_each_method_was_shown_and_whether_it_was_told_which_tasks_count() -> None:
+    pool = (*samples.TASKS, "faces")
+    given = {"access": "labelled train", "images": 12_800, "labels": 640, "pool": pool}
+    shown = [
+        samples.record("one", "Told", (1.0, 2.0, 3.0), adapt=samples.TASKS, **given),
+        samples.record("two", "Saw all", (1.0, 2.0, 3.0), adapt=pool, **given),
+        samples.record("three", "Blind", (1.0, 2.0, 3.0), pool=pool),
+    ]
+    lines = [[words(cell) for cell in line] for line in rows(accuracy_table(shown).data)]
+    assert lines[0][:5] == ["method", "data access", "images", "labels", "told which tasks count"]
+    assert lines[1][1:5] == ["labelled train", "12.8k", "640", "yes, 3 of 4"]
+    assert lines[2][1:5] == ["labelled train", "12.8k", "640", "no"]
+    assert lines[3][1:5] == ["none", "–", "–", "no"]
+    # A record that is shown on a part of its tasks was told no more than it was told before.
+    assert told(shown[0].on(("signs",))) == "no"
+
+
+@pytest.mark.parametrize(("count", "text"), [(999, "999"), (1000, "1k"), (999_499, "999k"), (1_024_000, "1.02M")])
+def test_counts_are_compact(count: int, text: str) -> None:
+    html = accuracy_table([samples.record("mine", "Mine", (1.0, 2.0, 3.0), images=count)]).data
+    assert words(rows(html)[1][2]) == text
+
+
+def test_what_had_not_converged_is_marked() -> None:
+    pair = [samples.record(name, name, (1.0, 2.0, 3.0), converged=name == "there") for name in ("there", "not yet")]
+    html = accuracy_table(pair).data
+    assert [words(line[0]) for line in rows(html)[1:]] == ["there", "not yet †"]
+    assert "†: not converged" in html
+    assert "†" not in accuracy_table(pair[:1]).data
+
+
+def test_only_the_first_of_a_methods_rows_has_the_published_average() -> None:
+    pair = [samples.records()[2], samples.records()[2]]
+    assert accuracy_frame(pair, accuracies())[LABEL].tolist() == [69.1, pytest.approx(float("nan"), nan_ok=True)]
+
+
+def tried(**averages: float) -> dict[float, Record]:
+    held_out = {"method": "task_arithmetic", "title": "Task Arithmetic", "split": "held-out"}
+    return {float(value): samples.record(accuracy=(one,) * 3, **held_out) for value, one in averages.items()}
+
+
+def test_a_constant_is_chosen_on_held_out_images_and_the_row_says_what_that_took() -> None:
+    sweep = tried(**{"0.5": 70.0, "0.3": 72.0, "0.4": 72.0})
+    assert best_constant(sweep) == 0.3
+    row = tuned(samples.records()[2], sweep, images=750)
+    assert (row.title, row.access, row.images, row.labels) == (
+        "Task Arithmetic, tuned: 0.3", "labelled held-out", 2250, 2250,
+    )  # fmt: skip
+    assert row.seconds["merge"] == 1.0 + 3 * 2.0  # merging and measuring, for each value
+    assert row.accuracy == samples.records()[2].accuracy
+
+
+def test_a_constant_is_never_chosen_on_test_images() -> None:
+    with pytest.raises(KitError, match=r"must not be chosen on test images\. Try it out with Cell"):
+        best_constant({0.3: samples.records()[2]})
 
 
 def test_table_is_readable_by_a_screen_reader_and_has_no_script() -> None:

@@ -1,6 +1,6 @@
-"""Accuracies of records side by side: with published ones, and of single experts against the pre-trained model."""
+"""Accuracies of records side by side: with what each method knew, with published ones, and of constants tried out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -10,6 +10,9 @@ from mergekit_lite.errors import KitError
 
 if TYPE_CHECKING:
     from mergekit_lite.study.records import Record
+
+KNOWLEDGE = ("data access", "images", "labels", "told which tasks count")
+"""Columns of `accuracy_frame` that say what a method knew: a comparison of accuracies is one of knowledge too."""
 
 
 def shared_tasks(records: Iterable["Record"]) -> tuple[str, ...]:
@@ -39,19 +42,77 @@ def accuracy_frame(records: Iterable["Record"], published: pd.DataFrame | None =
         published: rows of `published.accuracies`, all of one family.
 
     Returns:
-        Columns ``method`` (title), ``data access``, one per task, ``average``, and with `published` one more, named
-        after its table and family (missing where that table has no such method). The index holds the methods' names.
+        Columns ``method`` (title), those of `KNOWLEDGE`, one per task, ``average``, and with `published` one more,
+        named after its table and family (missing where that table has no such method, and in all rows of a method but
+        its first, which are variants of ours). The index holds the methods' names.
     """
     records = list(records)
-    columns = ["method", "data access", *shared_tasks(records), "average"]
-    rows = [[record.title, str(record.access), *record.accuracy.values(), record.average] for record in records]
-    names = [record.cell.method for record in records]
-    frame = pd.DataFrame(rows, columns=columns, index=pd.Index(names, name="name"))
+    columns = ["method", *KNOWLEDGE, *shared_tasks(records), "average"]
+    rows = [[record.title, *_knowledge(record), *record.accuracy.values(), record.average] for record in records]
+    names = pd.Index([record.cell.method for record in records], name="name")
+    frame = pd.DataFrame(rows, columns=columns, index=names)
     if published is not None:
         # As floats a missing value becomes NaN, also where all are missing.
-        averages = pd.Series([reported.average(published, name) for name in names], frame.index, dtype=float)
-        frame[reported.label(published)] = averages
+        averages = pd.Series([reported.average(published, name) for name in names], names, dtype=float)
+        frame[reported.label(published)] = averages.mask(names.duplicated())
     return frame
+
+
+def marked(name: str, record: "Record") -> str:
+    """Return `name` with a dagger if the record's method had not converged."""
+    return f"{name} †" if record.converged is False else name
+
+
+def _knowledge(record: "Record") -> tuple[str, int, int, str]:
+    return str(record.access), record.images, record.labels, told(record)
+
+
+def told(record: "Record") -> str:
+    """Return whether the method was told which tasks of its pool count, by being shown data of these alone.
+
+    "all" where those evaluated are those of the pool, so that there is nothing to tell; else "yes, 4 of 20" or "no".
+    """
+    pool, counted, seen = set(record.cell.pool), set(record.accuracy), set(record.cell.adapt)
+    if pool == counted:
+        return "all"
+    return f"yes, {len(seen)} of {len(pool)}" if seen and seen <= counted and seen < pool else "no"
+
+
+def best_constant(tried: Mapping[float, "Record"]) -> float:
+    """Return the constant with the highest average accuracy, the smallest of several.
+
+    Args:
+        tried: value of the constant -> its record on held-out images.
+
+    Raises:
+        KitError: there is none, or one was measured on test images, on which nothing may be chosen.
+    """
+    shared_tasks(tried.values())
+    if any(record.cell.split != "held-out" for record in tried.values()):
+        raise KitError('A constant must not be chosen on test images. Try it out with Cell(..., split="held-out").')
+    return max(sorted(tried), key=lambda value: tried[value].average)
+
+
+def tuned(record: "Record", tried: Mapping[float, "Record"], images: int) -> "Record":
+    """Return the record of a merge with the best of the constants tried, saying what it took to choose that one.
+
+    Its title names the constant. Images, labels and seconds of merging count the search as well: every image has been
+    through the encoder once for each value, with its label beside it.
+
+    Args:
+        record: of `best_constant`, on test images.
+        tried: as in `best_constant`.
+        images: how many held-out images each value was measured on, over all tasks.
+    """
+    search = sum(sum(one.seconds.values()) for one in tried.values())
+    changes = {
+        "title": f"{record.title}, tuned: {best_constant(tried):g}",
+        "access": "labelled held-out",
+        "images": record.images + len(tried) * images,
+        "labels": record.labels + len(tried) * images,
+        "seconds": record.seconds | {"merge": record.seconds["merge"] + search},
+    }
+    return record.model_copy(update=changes)
 
 
 def transfer(records: Iterable["Record"], zero_shot: "Record") -> pd.DataFrame:

@@ -19,9 +19,9 @@ def cost_frame(records: Iterable["Record"], start: float) -> pd.DataFrame:
         start: average accuracy of the pre-trained model in percent, from which gains are counted.
 
     Returns:
-        Columns ``name`` (the method), ``title``, ``access``, ``images`` (that the method was shown), ``seconds`` of
-        merging, ``mib`` (peak memory), ``accuracy`` (average, percent) and ``rate`` (points gained over `start` per
-        second of merging).
+        Columns ``name`` (the method), ``title``, ``access``, ``images`` and ``labels`` (that the method was shown),
+        ``seconds`` of merging, ``mib`` (peak memory), ``accuracy`` (average, percent) and ``rate`` (points gained over
+        `start` per second of merging).
     """
     rows = [
         {
@@ -29,6 +29,7 @@ def cost_frame(records: Iterable["Record"], start: float) -> pd.DataFrame:
             "title": record.title,
             "access": record.access,
             "images": record.images,
+            "labels": record.labels,
             # Records have three decimals; less than a millisecond is no measurement.
             "seconds": max(record.seconds["merge"], 0.001),
             "mib": record.peak_memory_mib,

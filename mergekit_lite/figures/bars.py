@@ -1,13 +1,13 @@
 """Bars: average accuracies of methods and of variants, and what Frank-Wolfe's first gradient promises."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mergekit_lite.analysis import published as reported
-from mergekit_lite.analysis.accuracy import shared_tasks
+from mergekit_lite.analysis.accuracy import marked, shared_tasks
 from mergekit_lite.analysis.traces import descents
 from mergekit_lite.figures.style import INK, WHITE, WIDTH, Look, canvas, column, in_rows, legend, look, signed, styled
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 @styled()
 def accuracy_bars(records: Iterable["Record"], published: pd.DataFrame | None = None) -> Figure:
     """Draw the average accuracy (%) of each record as a bar, with the published average as a diamond beside it.
+
+    A dagger marks what had not converged. Of variants of one method, the first has the published average.
 
     Args:
         records: cells that ran on the same evaluation tasks, drawn from top to bottom.
@@ -31,7 +33,8 @@ def accuracy_bars(records: Iterable["Record"], published: pd.DataFrame | None = 
     said = [f"{record.title} {record.average:.1f}" for record in records]
     column(axes, 56, [f"{record.average:.1f}" for record in records], "measured", bold=True)
     if published is not None:
-        theirs = [reported.average(published, method) for method in methods]
+        firsts = [method not in methods[:row] for row, method in enumerate(methods)]
+        theirs = [reported.average(published, name) if one else None for name, one in zip(methods, firsts, strict=True)]
         column(axes, 110, ["–" if value is None else f"{value:.1f}" for value in theirs], "published")
         known = [(value, row) for row, value in enumerate(theirs) if value is not None]
         axes.plot(
@@ -42,8 +45,8 @@ def accuracy_bars(records: Iterable["Record"], published: pd.DataFrame | None = 
         legend(figure)
         for value, row in known:
             said[row] += f" (published {value:.1f})"
-    in_rows(axes, [record.title for record in records])
-    axes.set(xlim=(0, 100), xlabel=f"top-1 accuracy, average over {len(tasks)} tasks (%)")
+    in_rows(axes, [marked(record.title, record) for record in records])
+    axes.set(xlim=(0, 100), xlabel=_measured(tasks, records))
     figure.set_label(f"Bars of the average accuracy over {len(tasks)} tasks in percent: {'; '.join(said)}.")
     return figure
 
@@ -53,6 +56,8 @@ def variant_bars(
     groups: Mapping[str, Mapping[str, "Record"]], references: Mapping[str, "Record"] | None = None
 ) -> Figure:
     """Draw the average accuracy (%) of variants, group by group, with references as upright lines.
+
+    A dagger marks what had not converged.
 
     Args:
         groups: title of a group -> what tells its variants apart -> the record.
@@ -71,8 +76,8 @@ def variant_bars(
     column(axes, 32, [f"{record.average:.1f}" if record else "" for _, record in rows], bold=True)
     for (name, record), dash in zip(references.items(), (":", "--", "-.", "-"), strict=False):
         axes.axvline(record.average, color=INK, linestyle=dash, linewidth=1.1, label=name)
-    in_rows(axes, [name for name, _ in rows])
-    axes.set(xlim=(0, 100), xlabel=f"top-1 accuracy, average over {len(tasks)} tasks (%)")
+    in_rows(axes, [marked(name, record) if record else name for name, record in rows])
+    axes.set(xlim=(0, 100), xlabel=_measured(tasks, [record for _, record in rows if record]))
     for label, (_, record) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set(fontsize=8, fontweight="normal" if record else "bold")
     if references:
@@ -82,6 +87,12 @@ def variant_bars(
         said.append(f"{heading}: " + ", ".join(f"{name} {record.average:.1f}" for name, record in group.items()))
     figure.set_label(f"Bars of the average accuracy over {len(tasks)} tasks in percent. {'; '.join(said)}.")
     return figure
+
+
+def _measured(tasks: Sequence[str], records: Iterable["Record"]) -> str:
+    """Return what the bars' axis shows, and what a dagger means if there is one."""
+    note = "; †: not converged" if any(record.converged is False for record in records) else ""
+    return f"top-1 accuracy, average over {len(tasks)} tasks (%){note}"
 
 
 @styled()

@@ -12,7 +12,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mergekit_lite.analysis.accuracy import accuracy_frame
+from mergekit_lite.analysis.accuracy import KNOWLEDGE, accuracy_frame
 from mergekit_lite.analysis.traces import block, choice_frame, coefficients
 from mergekit_lite.errors import KitError
 from mergekit_lite.figures.style import INK, WHITE, WIDTH, canvas, column, signed, styled
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def accuracy_heatmap(records: Iterable["Record"]) -> Figure:
     """Draw the accuracy (%) of each record (rows) on each task (columns), with the average as last column."""
     records = list(records)
-    frame = accuracy_frame(records).iloc[:, 2:]
+    frame = accuracy_frame(records).iloc[:, 1 + len(KNOWLEDGE) :]
     frame.index = pd.Index([record.title for record in records])
     count = frame.shape[1] - 1
     number = "{:.0f}" if count > 10 else "{:.1f}"  # of many columns, each has room for two digits

@@ -8,7 +8,7 @@ import pandas as pd
 from IPython.core.formatters import format_display_data
 from IPython.display import HTML, display
 
-from mergekit_lite.analysis.accuracy import accuracy_frame, shared_tasks
+from mergekit_lite.analysis.accuracy import KNOWLEDGE, accuracy_frame, marked, shared_tasks
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
 
@@ -33,30 +33,40 @@ def accuracy_table(
 ) -> HTML:
     """Return the table of `accuracy.accuracy_frame` as plain HTML: no script, the same bytes for the same records.
 
-    The best merged value of each column is bold, in the published column too; the references do not compete.
+    The best merged value of each column is bold, in the published column too; the references do not compete. A dagger
+    marks what had not converged, and the caption says so.
     """
+    records = list(records)
     frame = accuracy_frame(records, published)
-    numbers = list(frame.columns[2:])
+    numbers = list(frame.columns[1 + len(KNOWLEDGE) :])
     tasks = numbers[: numbers.index("average")]
     merged = frame[~frame.index.isin(REFERENCES)]
     best = {column: merged[column].round(1).max() for column in numbers}  # rounded as shown: equal looks, equally bold
     if caption is None:
-        caption = f"Top-1 accuracy in percent on {len(tasks)} tasks. Bold: the best merged model of a column."
+        caption = (
+            f"Top-1 accuracy in percent on {len(tasks)} tasks. Bold: the best merged model of a column. Images and "
+            "labels: how many were shown, one that was seen twice counts twice."
+        )
         if published is not None:
             caption += (
                 f" The published average is that of {numbers[-1]}: other models, and on a drawn suite"
                 " other images, so compare the order and the gaps."
             )
+    if any(record.converged is False for record in records):
+        caption += " †: not converged, the objective was still falling when the steps ended."
     rows = []
-    for name, row in zip(frame.index, frame.itertuples(index=False), strict=True):
+    for record, name, row in zip(records, frame.index, frame.itertuples(index=False), strict=True):
         competes = name not in REFERENCES
-        cells = [_title(row[0] + ("" if competes else " (reference)")), _text(row[1])]
-        for column, value in zip(numbers, row[2:], strict=True):
+        title, access, images, labels, told, *values = row
+        title = marked(title, record) + ("" if competes else " (reference)")
+        cells = [_title(title), _text(access), _count(images), _count(labels), _text(told)]
+        for column, value in zip(numbers, values, strict=True):
             cells.append(_number(value, bold=competes and round(value, 1) == best[column]))
         rows.append(cells)
-    head = [_head("method"), _head("data access"), *(_head(task, upright=True) for task in tasks), _head("average")]
+    head = [_head("method"), *(_head(text, width=5) for text in KNOWLEDGE)]
+    head += [*(_head(task, upright=True) for task in tasks), _head("average")]
     # What is printed where has a long name, which would make the whole head tall: the caption says it.
-    return _table(head if published is None else [*head, _head("published average")], rows, caption)
+    return _table(head if published is None else [*head, _head("published average", width=5)], rows, caption)
 
 
 def task_table(suite: "Suite", tasks: Sequence[str]) -> HTML:
@@ -185,11 +195,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> 
     )
 
 
-def _head(text: str, *, upright: bool = False) -> str:
-    """Return a column head; `upright` turns the text by a quarter, so that a column of numbers stays narrow."""
-    narrow = "writing-mode:vertical-rl;transform:rotate(180deg)" if upright else "display:inline-block;max-width:9em"
-    inner = f'<span style="{narrow}">{escape(text)}</span>'
-    return f'<th scope="col" style="vertical-align:bottom;{_CELL}">{inner}</th>'
+def _head(text: str, *, upright: bool = False, width: int = 9) -> str:
+    """Return a column head, at most `width` em wide; `upright` turns it, so that a column of numbers stays narrow."""
+    wide = f"display:inline-block;max-width:{width}em"
+    inner = f'<span style="{"writing-mode:vertical-rl;transform:rotate(180deg)" if upright else wide}">{escape(text)}'
+    return f'<th scope="col" style="vertical-align:bottom;{_CELL}">{inner}</span></th>'
 
 
 def _title(text: str) -> str:
@@ -203,6 +213,12 @@ def _text(text: str) -> str:
 def _number(value: float, *, bold: bool = False, digits: int = 1) -> str:
     text = "–" if pd.isna(value) else f"{value:.{digits}f}"
     return f'<td style="{_CELL};text-align:right">{f"<strong>{text}</strong>" if bold else text}</td>'
+
+
+def _count(count: int) -> str:
+    """Return a cell with `count` in three digits: 640, 12.8k, 1.02M; a dash for none."""
+    text = f"{count}" if count < 1000 else f"{count / 1e3:.3g}k" if count < 999_500 else f"{count / 1e6:.3g}M"
+    return f'<td style="{_CELL};text-align:right">{text if count else "–"}</td>'
 
 
 def glue(key: str, value: Any, *, show: bool = False) -> None:
