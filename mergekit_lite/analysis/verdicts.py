@@ -241,6 +241,27 @@ def over_runs(what: str, values: Sequence[float]) -> Measured:
     return Measured(what, fmean(values), fmean(values) - half, fmean(values) + half, len(values))
 
 
+def correlation(what: str, value: float, count: int) -> Measured:
+    """Return a rank correlation over `count` images of one run, with the interval of Fisher's z.
+
+    The variance of z is 1.06 / (count - 3), which suits ranks (Fieller, Hartley and Pearson 1957).
+    """
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(1.06 / (count - 3))
+    return Measured(what, value, math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half), 1)
+
+
+def growth(what: str, peaks: Mapping[int, float]) -> Measured:
+    """Return by how many percent the largest pool takes more than the smallest; the interval is the range over pools.
+
+    Args:
+        what: the condition.
+        peaks: experts in the pool -> peak memory, in any unit, of two pools or more.
+    """
+    smallest = peaks[min(peaks)]
+    more = {count: 100 * (peak / smallest - 1) for count, peak in peaks.items() if count != min(peaks)}
+    return Measured(what, more[max(more)], min(more.values()), max(more.values()), 1)
+
+
 def _half(values: Sequence[float]) -> float:
     """Return half the width of a t interval of the mean, 0 for a single value."""
     if len(values) < 2:
