@@ -30,12 +30,13 @@ def claims_table(claims: Mapping[str, Claim], measured: Mapping[str, Sequence[Me
         caption: what is seen.
     """
     heads = ("claim", "published number", "checkpoints, and how it was read", "measured here", "verdict", "why")
-    rows = []
+    rows: list[list[str | float | Link]] = []
     for name, claim in claims.items():
         found = measured.get(name, ())
         page = Link("the evidence", f"{claim.page}.html") if claim.page else Link("the page", "../reproduce.html")
-        texts = (f"{claim.number}: {claim.where}", claim.source, "; ".join(_said(claim, one) for one in _few(found)))
-        rows.append([f"{claim.paper} {claim.words}", *texts, str(verdict(claim, found)), reason(claim, found), page])
+        told = "; ".join(_said(claim, one) for one in _few(found))
+        texts = (f"{claim.number}: {claim.where}", claim.source, f"{claim.unit}: {told}", str(verdict(claim, found)))
+        rows.append([f"{claim.paper}: {claim.words}", *texts, reason(claim, found), page])
     return plain_table([*heads, "where"], rows, caption)
 
 
@@ -48,10 +49,10 @@ def _few(measured: Sequence[Measured]) -> Sequence[Measured]:
 
 def _said(claim: Claim, one: Measured) -> str:
     digits = 2 if claim.unit in ("coefficient", "rank correlation") else 1
-    value, low, high = (f"{number:+.{digits}f}" for number in (one.value, one.low, one.high))
-    unit = "points" if claim.unit == "points" else claim.unit
+    # zero is added so that nothing is shown as -0.0
+    value, low, high = (f"{round(number, digits) + 0:+.{digits}f}" for number in (one.value, one.low, one.high))
     runs = "one run" if one.runs == 1 else f"{one.runs} runs"
-    return f"{one.what} {value} {unit} ({low} to {high}, {runs})"
+    return f"{one.what} {value} ({low} to {high}, {runs})"
 
 
 @styled()

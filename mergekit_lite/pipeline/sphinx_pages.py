@@ -121,7 +121,7 @@ _INNER = (("inner_learning_rate", ""), ("adam_learning_rate", ", free"), ("simpl
 
 def schedules(root: Path, profiles: str = "miniature*") -> list[Schedule]:
     """Return the schedules of the adaptive methods, from the parameters of all notebooks of the book's profiles."""
-    found = []
+    found: list[Schedule] = []
     for path in sorted((root / "profiles").glob(f"{profiles}.yaml"), key=lambda path: path.stem):
         profile = load(path.stem, root)
         for notebook in profile.notebooks:
@@ -148,8 +148,8 @@ def _schedules(notebook: str, given: Mapping[str, Any]) -> Iterator[Schedule]:
 
 def schedule_table(found: Sequence[Schedule]) -> str:
     """Return the schedules as a Markdown table; titles of notebooks are links."""
-    heads = ("Notebook", "Method", "Iterations", "Steps", "Learning rate", "Travel")
-    heads += ("Images a step", "For a gradient", "In all")
+    heads = ["Notebook", "Method", "Iterations", "Steps", "Learning rate", "Travel"]
+    heads += ["Images a step", "For a gradient", "In all"]
     lines = [f"| {' | '.join(heads)} |", f"| :-- | :-- |{' --: |' * (len(heads) - 2)}"]
     for one in found:
         numbers = (one.iterations, one.steps, one.rate, one.travel, one.images or None, one.samples or None, one.seen)
