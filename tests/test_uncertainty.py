@@ -11,6 +11,7 @@ import samples
 import torch
 
 from mergekit_lite import study
+from mergekit_lite.analysis.uncertainty import answers as answers_of
 from mergekit_lite.analysis.uncertainty import entropy_and_loss, grouped, image_spread, interval, paired_spread, rebuilt
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.frank_wolfe.soft import RECIPES as SOFT
@@ -124,6 +125,16 @@ def test_rebuilt_weights_reach_the_recorded_accuracy(
     assert any(not torch.equal(weights[key], start) for key, start in suite.base.items())
     for task in pool:
         assert evaluation.accuracy(suite, weights, task) == record.accuracy[task]
+
+
+def test_answers_are_those_of_the_merges_that_can_be_made_again(suite: "Suite", tmp_path: "Path") -> None:
+    pool = ("digits", "signs")
+    ada = study.Cell(method="layer_wise_adamerging", parameters=ADAPTED, pool=pool, evaluate=pool)
+    plus = ada.model_copy(update={"method": "layer_wise_adamerging_plus"})
+    records = study.run(suite, {"plus": plus, "plain": ada}, workers=1, folder=tmp_path)
+    found = answers_of(suite, records, workers=1)
+    assert list(found) == ["plain"]
+    pd.testing.assert_frame_equal(found["plain"], entropy_and_loss(suite, rebuilt(suite, records["plain"]), pool))
 
 
 def test_soft_steps_from_another_start_are_not_rebuilt() -> None:

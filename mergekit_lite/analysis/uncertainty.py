@@ -1,7 +1,7 @@
 """What single test images say: entropy beside loss, and how far an accuracy would move with other images."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,13 @@ from mergekit_lite.methods import registry
 from mergekit_lite.methods.averaging import fixed_coefficients
 from mergekit_lite.methods.frank_wolfe.gradient import START
 from mergekit_lite.weights import Pool, Weights, difference, in_dtypes_of, working_dtype
+from mergekit_lite.workers import cores, side_by_side
 
 if TYPE_CHECKING:
     from mergekit_lite.study.records import Record
     from mergekit_lite.suites.suite import Suite
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def entropy_and_loss(
@@ -149,6 +152,31 @@ def rebuilt(suite: "Suite", record: "Record") -> Weights:
     if merged.own:
         raise KitError(f"{record.title} is no single model. Take a merge without data, or AdaMerging.")
     return dict(merged.weights)
+
+
+def answers(suite: "Suite", records: Mapping[Name, "Record"], workers: int | None = None) -> dict[Name, pd.DataFrame]:
+    """Return what each merge says to the test images of its tasks, see `entropy_and_loss`; merges run side by side.
+
+    Args:
+        suite: of the records.
+        records: by names of your choice. Those that cannot be merged again, see `rebuilt`, are left out.
+        workers: processes; None is one per core, and this process alone on a GPU.
+    """
+    if workers is None:
+        workers = 1 if suite.device.type == "cuda" else cores()
+    alone = min(workers, len(records)) <= 1
+    found = side_by_side((lambda: suite) if alone else suite.loader, _answer, list(records.items()), workers)
+    given = {name: outcome() for (name, _), outcome in found}
+    return {name: frame for name in records if (frame := given[name]) is not None}
+
+
+def _answer(suite: "Suite", item: "tuple[Any, Record]") -> pd.DataFrame | None:
+    _, record = item
+    try:
+        weights = rebuilt(suite, record)
+    except KitError:
+        return None
+    return entropy_and_loss(suite, weights, tuple(record.accuracy))
 
 
 def _all_in(trace: Mapping[str, Any]) -> bool:
