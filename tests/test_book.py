@@ -22,7 +22,7 @@ from mergekit_lite.suites.miniature.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 QUOTE = re.compile(r"\{glue:text\}`(executed/\w+\.ipynb)::([\w-]+):\.(\d)f`")
-WORDS = re.compile(r"\{glue:text\}`(executed/\w+\.ipynb)::([\w-]+)`")
+WORDS = re.compile(r"\{glue:text\}`(executed/\w+\.ipynb)::([\w-]+):s`")
 PICTURE = re.compile(r"^```\{glue\} ([\w-]+)\n:doc: (executed/\w+\.ipynb)$", flags=re.MULTILINE)
 SOURCES = {
     path.relative_to(ROOT / "book"): path.read_text(encoding="utf-8")
