@@ -22,6 +22,7 @@ from mergekit_lite.suites.miniature.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 QUOTE = re.compile(r"\{glue:text\}`(?:\.\./)?(executed/\w+\.ipynb)::([\w-]+):\.(\d)f`")
+WORDS = re.compile(r"\{glue:text\}`(executed/\w+\.ipynb)::([\w-]+):s`")
 PICTURE = re.compile(r"^```\{glue\} ([\w-]+)\n:doc: (executed/\w+\.ipynb)$", flags=re.MULTILINE)
 SOURCES = {
     path.relative_to(ROOT / "book"): path.read_text(encoding="utf-8")
@@ -46,6 +47,8 @@ def stand_ins() -> dict[str, dict[str, float | str]]:
         for notebook, name, _ in QUOTE.findall(text):
             if name not in found[f"book/{notebook}"]:
                 found[f"book/{notebook}"][name] = next(numbers)
+        for notebook, name in WORDS.findall(text):
+            found[f"book/{notebook}"][name] = f"Words of {name}"
         for name, notebook in PICTURE.findall(text):
             found[f"book/{notebook}"][name] = SHEET
     return found
@@ -122,6 +125,8 @@ def copy_of_the_book(to: Path) -> Path:
     shutil.copytree(ROOT / "book", to / "book", ignore=shutil.ignore_patterns("_build"))
     # the method pages show functions of the library
     shutil.copytree(ROOT / "mergekit_lite/methods", to / "mergekit_lite/methods")
+    for name in ("notebooks", "profiles"):  # of which a page lists the schedules
+        shutil.copytree(ROOT / name, to / name)
     return to
 
 
@@ -200,8 +205,24 @@ def test_numbers_on_the_pages_are_the_notebooks(tree: Path) -> None:
     for source, text in SOURCES.items():
         quotes = QUOTE.findall(text)
         page = tree / "book/_build/html/book" / source.with_suffix(".html")
-        shown = re.findall(r'class="pasted-text">([^<]*)<', page.read_text(encoding="utf-8")) if quotes else []
+        pasted = re.findall(r'class="pasted-text">([^<]*)<', page.read_text(encoding="utf-8")) if quotes else []
+        shown = [one for one in pasted if re.fullmatch(r"-?[\d.]+", one)]
         assert shown == [f"{glued_number(tree / 'book' / book, name):.{places}f}" for book, name, places in quotes]
+
+
+def test_words_on_the_pages_are_the_notebooks(tree: Path) -> None:
+    page = (tree / "book/_build/html/book/welcome.html").read_text(encoding="utf-8")
+    (words,) = WORDS.findall(SOURCES[Path("welcome.md")])
+    assert words == ("executed/scorecard.ipynb", "scorecard-line")
+    (shown,) = [one for one in re.findall(r'class="pasted-text">([^<]*)<', page) if not re.fullmatch(r"-?[\d.]+", one)]
+    assert re.match(r"Words of scorecard-line$|Of \d+ claims, ", shown)  # no quotation marks around it
+
+
+def test_schedules_are_a_table_with_links(tree: Path) -> None:
+    page = (tree / "book/_build/html/book/reproduce.html").read_text(encoding="utf-8")
+    section = page.split('id="all-schedules-of-this-book"')[1].split("</section>")[0]
+    assert section.count("<tr") > 10
+    assert 'href="executed/scorecard.html"' in section
 
 
 def glued_number(notebook: Path, wanted: str) -> float:

@@ -156,6 +156,8 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
         assert quoted(path.stem) <= set(own)  # what pages of the book quote
         assert not set(own) & set(glued)
         glued |= own
+    told = glued.pop("scorecard-line").data[TEXT].strip("'")
+    assert re.match(r"Of 12 claims, \d+ \w+", told)  # words among numbers
     values = {key: number(output) for key, output in glued.items() if TEXT in output.data}
     assert all(map(math.isfinite, values.values()))
     for key, value in values.items():

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import fakes
+import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
 from mergekit_lite import cli, figures, study
 from mergekit_lite.methods import all_methods
 from mergekit_lite.pipeline import sphinx_pages
 from mergekit_lite.pipeline.book import toc_pages
+from mergekit_lite.pipeline.profiles import load
+from mergekit_lite.pipeline.runner import notebook_parameters
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -115,6 +119,38 @@ def test_exercises_are_listed_with_a_link_to_their_page(tmp_path: Path) -> None:
     assert sphinx_pages.exercise_list([one, two, three], tmp_path) == (
         "[One](methods/one.md#exercises)\n: * Is it so?\n  * Why\n\n[Two](methods/two.md#exercise)\n: * Alone\n"
     )
+
+
+def test_schedules_are_computed_from_the_profiles(tmp_path: Path) -> None:
+    lines = ["suite: str = 'x'", "steps: int = 500", "learning_rate: float = 1e-3", "images_per_task: int = 32"]
+    lines += ["iterations: int = 5", "inner_steps: int = 10", "inner_learning_rate: float = 0.1", "samples: int = 7"]
+    cell = new_code_cell("\n".join(lines), metadata={"tags": ["parameters"]})
+    for folder in ("notebooks", "profiles"):
+        (tmp_path / folder).mkdir()
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "notebooks" / "one.ipynb")
+    (tmp_path / "profiles" / "miniature.yaml").write_text("suite: x\nnotebooks:\n  one:\n    steps: 200\n")
+    (tmp_path / "profiles" / "other.yaml").write_text("suite: x\nnotebooks:\n  one:\n    steps: 3\n")
+    ada, soft = sphinx_pages.schedules(tmp_path)
+    assert (ada.steps, ada.seen) == (200, 200 * 32)
+    assert (soft.iterations, soft.seen) == (5, 5 * (10 * 32 + 7))
+    assert (ada.travel, soft.travel) == pytest.approx((0.2, 5.0))
+    assert sphinx_pages.schedule_table([ada, soft]).splitlines()[2:] == [
+        "| [](/book/executed/one.ipynb) | AdaMerging, layer-wise | – | 200 | 0.001 | 0.2 | 32 | – | 6,400 |",
+        "| [](/book/executed/one.ipynb) | Soft FW-Merging | 5 | 10 | 0.1 | 5 | 32 | 7 | 1,635 |",
+    ]
+    assert sphinx_pages.schedule_table([]) == "There are none.\n"
+
+
+def test_no_schedule_of_the_book_is_left_out() -> None:
+    """A notebook that names its steps in a new way must be taught to the table."""
+    assert sphinx_pages.SCHEDULES in (ROOT / "book/reproduce.md").read_text(encoding="utf-8")
+    listed = sphinx_pages.schedules(ROOT)
+    for path in (ROOT / "profiles").glob("miniature*.yaml"):
+        for notebook in load(path.stem, ROOT).notebooks:
+            known = notebook_parameters(ROOT / "notebooks" / f"{notebook}.ipynb")
+            # what was published, and a factor of a rate, are no schedules
+            rates = [name for name in known if name.endswith("learning_rate")]
+            assert len([one for one in listed if one.notebook == notebook and one.rate]) == len(rates), notebook
 
 
 def test_coursework_lists_the_exercises_of_every_notebook() -> None:

@@ -11,8 +11,10 @@ import samples
 import torch
 
 from mergekit_lite import study
+from mergekit_lite.analysis.uncertainty import answers as answers_of
 from mergekit_lite.analysis.uncertainty import entropy_and_loss, grouped, image_spread, interval, paired_spread, rebuilt
 from mergekit_lite.errors import KitError
+from mergekit_lite.methods.frank_wolfe.soft import RECIPES as SOFT
 from mergekit_lite.study import evaluation
 
 if TYPE_CHECKING:
@@ -99,12 +101,19 @@ def test_interval_holds_the_middle_of_the_draws() -> None:
     assert interval(np.arange(101.0), 0.9) == pytest.approx((5.0, 95.0))
 
 
+MIXED = {"iterations": 3, "inner_steps": 2, "inner_learning_rate": 0.1, "images_per_task": 4, "samples": 4}
 ADAPTED = {"steps": 2, "images_per_task": 4, "learning_rate": 0.1}
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("dare", {"drop": 0.5}), ("task_wise_adamerging", ADAPTED), ("layer_wise_adamerging", ADAPTED)],
+    [
+        ("dare", {"drop": 0.5}),
+        ("task_wise_adamerging", ADAPTED),
+        ("layer_wise_adamerging", ADAPTED),
+        ("soft_frank_wolfe", SOFT["released"] | MIXED),
+        ("soft_frank_wolfe", SOFT["paper"] | MIXED),
+    ],
 )
 def test_rebuilt_weights_reach_the_recorded_accuracy(
     suite: "Suite", tmp_path: "Path", name: str, parameters: dict[str, float]
@@ -116,6 +125,22 @@ def test_rebuilt_weights_reach_the_recorded_accuracy(
     assert any(not torch.equal(weights[key], start) for key, start in suite.base.items())
     for task in pool:
         assert evaluation.accuracy(suite, weights, task) == record.accuracy[task]
+
+
+def test_answers_are_those_of_the_merges_that_can_be_made_again(suite: "Suite", tmp_path: "Path") -> None:
+    pool = ("digits", "signs")
+    ada = study.Cell(method="layer_wise_adamerging", parameters=ADAPTED, pool=pool, evaluate=pool)
+    plus = ada.model_copy(update={"method": "layer_wise_adamerging_plus"})
+    records = study.run(suite, {"plus": plus, "plain": ada}, workers=1, folder=tmp_path)
+    found = answers_of(suite, records, workers=1)
+    assert list(found) == ["plain"]
+    pd.testing.assert_frame_equal(found["plain"], entropy_and_loss(suite, rebuilt(suite, records["plain"]), pool))
+
+
+def test_soft_steps_from_another_start_are_not_rebuilt() -> None:
+    trace = {"chosen": [["signs"]], "start": {"method": "task_arithmetic"}, "inner": [{"coefficients": [[0.5]]}]}
+    with pytest.raises(KitError, match="cannot be merged again from its record"):
+        rebuilt(fakes.fake_suite(), samples.record("soft_frank_wolfe", "Mine", (50.0, 80.0, 100.0), trace=trace))
 
 
 @pytest.mark.parametrize("name", ["layer_wise_adamerging_plus", "soft_frank_wolfe"])

@@ -1,7 +1,7 @@
 """What single test images say: entropy beside loss, and how far an accuracy would move with other images."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,15 @@ from torch.nn.functional import cross_entropy
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
 from mergekit_lite.methods.averaging import fixed_coefficients
-from mergekit_lite.weights import Weights
+from mergekit_lite.methods.frank_wolfe.gradient import START
+from mergekit_lite.weights import Pool, Weights, difference, in_dtypes_of, working_dtype
+from mergekit_lite.workers import cores, side_by_side
 
 if TYPE_CHECKING:
     from mergekit_lite.study.records import Record
     from mergekit_lite.suites.suite import Suite
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def entropy_and_loss(
@@ -126,13 +130,16 @@ def rebuilt(suite: "Suite", record: "Record") -> Weights:
     """Return the merged weights of a record again, without adapting: a record keeps accuracies, but no weights.
 
     Raises:
-        KitError: the method would have to see its data again. Merges without data and AdaMerging can be rebuilt.
+        KitError: the method would have to see its data again. Merges without data, AdaMerging, and soft FW-Merging of
+            whole models from the pre-trained one can be rebuilt.
     """
     cell, info = record.cell, registry.get(record.cell.method)
     suite = suite.with_expert_seed(cell.expert_seed)
     experts = {name: suite.experts[name] for name in cell.pool}
     # Their merges are sums of whole task vectors; those of AdaMerging++ are of vectors that TIES has trimmed.
     learned = cell.method in {"task_wise_adamerging", "layer_wise_adamerging"}
+    if cell.method == "soft_frank_wolfe" and not cell.broken and _all_in(record.trace):
+        return _mixed(suite.base, experts, record.trace)
     if cell.broken or (not learned and "data" in info.resources):
         raise KitError(
             f"{record.title} cannot be merged again from its record. Take a merge without data, or AdaMerging."
@@ -145,3 +152,45 @@ def rebuilt(suite: "Suite", record: "Record") -> Weights:
     if merged.own:
         raise KitError(f"{record.title} is no single model. Take a merge without data, or AdaMerging.")
     return dict(merged.weights)
+
+
+def answers(suite: "Suite", records: Mapping[Name, "Record"], workers: int | None = None) -> dict[Name, pd.DataFrame]:
+    """Return what each merge says to the test images of its tasks, see `entropy_and_loss`; merges run side by side.
+
+    Args:
+        suite: of the records.
+        records: by names of your choice. Those that cannot be merged again, see `rebuilt`, are left out.
+        workers: processes; None is one per core, and this process alone on a GPU.
+    """
+    if workers is None:
+        workers = 1 if suite.device.type == "cuda" else cores()
+    alone = min(workers, len(records)) <= 1
+    found = side_by_side((lambda: suite) if alone else suite.loader, _answer, list(records.items()), workers)
+    given = {name: outcome() for (name, _), outcome in found}
+    return {name: frame for name in records if (frame := given[name]) is not None}
+
+
+def _answer(suite: "Suite", item: "tuple[Any, Record]") -> pd.DataFrame | None:
+    _, record = item
+    try:
+        weights = rebuilt(suite, record)
+    except KitError:
+        return None
+    return entropy_and_loss(suite, weights, tuple(record.accuracy))
+
+
+def _all_in(trace: Mapping[str, Any]) -> bool:
+    """Return whether a trace of soft FW-Merging says all that the merge was made of."""
+    whole = all(isinstance(pick, str) and pick != START for picks in trace.get("chosen", [[None]]) for pick in picks)
+    return whole and trace["start"]["method"] == "base" and "stopped" not in trace
+
+
+def _mixed(base: Mapping[str, Tensor], experts: Pool, trace: Mapping[str, Any]) -> Weights:
+    """Return what soft FW-Merging ends with: in each iteration theta + sum_j lambda_j (s_j - theta)."""
+    theta = {name: tensor.to(working_dtype(tensor)) for name, tensor in base.items()}
+    for picks, inner in zip(trace["chosen"], trace["inner"], strict=True):
+        pairs = [(experts[pick], values) for pick, values in zip(picks, inner["coefficients"], strict=True)]
+        for place, (name, start) in enumerate(theta.items()):
+            parts = (values[place % len(values)] * difference(vertex[name], start) for vertex, values in pairs)
+            theta[name] = start + sum(parts, torch.zeros_like(start))
+    return in_dtypes_of(base, theta)

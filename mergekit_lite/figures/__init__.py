@@ -8,6 +8,7 @@ Nothing is computed here: numbers come from records and from `mergekit_lite.anal
 """
 
 from mergekit_lite.figures.bars import accuracy_bars, descent_bars, variant_bars
+from mergekit_lite.figures.claims import claim_intervals, claims_table
 from mergekit_lite.figures.curves import adaptation_curve, frank_wolfe_trace, lines
 from mergekit_lite.figures.heatmaps import (
     accuracy_heatmap,
@@ -29,6 +30,8 @@ __all__ = [
     "adaptation_curve",
     "arrows",
     "choice_map",
+    "claim_intervals",
+    "claims_table",
     "coefficient_map",
     "corrupted_pictures",
     "cosine_heatmap",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from IPython.core.formatters import format_display_data
@@ -120,12 +120,22 @@ def regime_table(
     return _table(heads, rows, caption)
 
 
-def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str | float]], caption: str, digits: int = 1) -> HTML:
+class Link(NamedTuple):
+    """A cell of `plain_table` that leads to another page; `target` is relative to the page in the built book."""
+
+    text: str
+    target: str
+
+
+def plain_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str | float | Link]], caption: str, digits: int = 1
+) -> HTML:
     """Return a table of texts and numbers as plain HTML; a book shows a Markdown table that code made as mere text.
 
     Args:
         heads: one for each column.
-        rows: the first cell of each is its title; texts are left-aligned, numbers right-aligned, NaN is a dash.
+        rows: the first cell of each is its title; texts and links are left-aligned, numbers right-aligned, NaN is a
+            dash.
         caption: what is seen, with units.
         digits: decimals of the numbers.
 
@@ -136,8 +146,7 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str | float]], cap
     for first, *rest in rows:
         if 1 + len(rest) != len(heads):
             raise KitError(f"The row of {first!r} has {1 + len(rest)} cells, but there are {len(heads)} columns.")
-        cells = [_text(one) if isinstance(one, str) else _number(one, digits=digits) for one in rest]
-        body.append([_title(str(first)), *cells])
+        body.append([_title(str(first)), *(_cell(one, digits) for one in rest)])
     return _table([_head(head) for head in heads], body, caption)
 
 
@@ -204,6 +213,12 @@ def _head(text: str, *, upright: bool = False, width: int = 9) -> str:
 
 def _title(text: str) -> str:
     return f'<th scope="row" style="{_CELL}">{escape(text)}</th>'
+
+
+def _cell(content: str | float | Link, digits: int) -> str:
+    if isinstance(content, Link):
+        return f'<td style="{_CELL}"><a href="{escape(content.target)}">{escape(content.text)}</a></td>'
+    return _text(content) if isinstance(content, str) else _number(content, digits=digits)
 
 
 def _text(text: str) -> str:

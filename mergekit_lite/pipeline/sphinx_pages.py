@@ -1,4 +1,4 @@
-"""Parts of the book's pages that are written while it is built: the commands of the command line, and the exercises.
+"""Parts of the book's pages that are written while it is built: the command line's commands, exercises, schedules.
 
 A page holds one line, such as ``<!-- the commands -->``, and the build puts Markdown in its place. So a page that lists
 what exists elsewhere cannot fall behind it.
@@ -8,16 +8,20 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mergekit_lite.pipeline.book import EXECUTED, toc_pages
+from mergekit_lite.pipeline.profiles import load
+from mergekit_lite.pipeline.runner import check_parameters, notebook_parameters
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 COMMANDS = "<!-- the commands -->"
 EXERCISES = "<!-- the exercises of {folder} -->"
+SCHEDULES = "<!-- the schedules -->"
 
 _FOLDERS = {"the notebooks": EXECUTED, "the methods": "book/methods/"}
 _RANGE = re.compile(r"~?(?:typing\.)?Annotated\[([\w.~]+(?:\[.*?\])?), ~?[\w.]+\((?:[^()]*|annotation=.*?\])\)\]")
@@ -61,6 +65,10 @@ def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
         app.env.note_dependency(str(Path(__file__).parents[1] / "cli.py"))
         source[0] = source[0].replace(COMMANDS, commands())
     root = Path(app.srcdir)
+    if SCHEDULES in source[0]:
+        for path in sorted((root / "profiles").glob("miniature*.yaml")):
+            app.env.note_dependency(str(path))
+        source[0] = source[0].replace(SCHEDULES, schedule_table(schedules(root)))
     for words, folder in _FOLDERS.items():
         mark = EXERCISES.format(folder=words)
         if mark in source[0]:
@@ -76,6 +84,79 @@ def commands() -> str:
     typer = [sys.executable, "-m", "typer", "mergekit_lite.cli", "utils", "docs", "--name", "mergekit-lite"]
     whole = subprocess.run(typer, capture_output=True, check=True, encoding="utf-8").stdout
     return whole[whole.index("\n## ") :]  # without a title: the page has its own
+
+
+class Schedule(NamedTuple):
+    """How long a notebook lets an adaptive method adapt."""
+
+    notebook: str
+    method: str
+    iterations: int | None  # of Frank-Wolfe
+    steps: int | None  # optimiser steps, in each iteration where there are any
+    rate: float | None
+    images: int  # of each task in a step
+    samples: int = 0  # of each task for the gradient of an iteration
+
+    @property
+    def travel(self) -> float | None:
+        """Steps times learning rate: how far the optimiser can move one coefficient."""
+        return None if self.steps is None or self.rate is None else (self.iterations or 1) * self.steps * self.rate
+
+    @property
+    def seen(self) -> int:
+        """Images of each task in all."""
+        return (self.iterations or 1) * ((self.steps or 0) * self.images + self.samples)
+
+
+_STEPS = (
+    ("AdaMerging, layer-wise", "steps", "learning_rate", "images_per_task"),
+    ("AdaMerging, task-wise", "steps", "task_wise_learning_rate", "images_per_task"),
+    ("AdaMerging, one setting changed", "ablation_steps", "ablation_learning_rate", "ablation_images"),
+    ("Multi-task training", "multi_task_steps", "multi_task_learning_rate", "images_per_task"),
+)
+"""What notebooks call the steps, learning rate and images of each kind of run."""
+
+_INNER = (("inner_learning_rate", ""), ("adam_learning_rate", ", free"), ("simplex_learning_rate", ", simplex"))
+
+
+def schedules(root: Path, profiles: str = "miniature*") -> list[Schedule]:
+    """Return the schedules of the adaptive methods, from the parameters of all notebooks of the book's profiles."""
+    found: list[Schedule] = []
+    for path in sorted((root / "profiles").glob(f"{profiles}.yaml"), key=lambda path: path.stem):
+        profile = load(path.stem, root)
+        for notebook in profile.notebooks:
+            usual = notebook_parameters(root / "notebooks" / f"{notebook}.ipynb")
+            given = {name: one.default for name, one in usual.items()} | check_parameters(profile, notebook, root)
+            found += _schedules(notebook, given)
+    return found
+
+
+def _schedules(notebook: str, given: Mapping[str, Any]) -> Iterator[Schedule]:
+    for method, *names in _STEPS:
+        if all(name in given for name in names):
+            yield Schedule(notebook, method, None, *(given[name] for name in names))
+    outer = given.get("soft_iterations", given.get("iterations"))
+    for name, which in _INNER:
+        if name in given:
+            images = given.get("inner_images", given.get("images_per_task"))
+            steps, samples = given["inner_steps"], given["samples"]
+            yield Schedule(notebook, f"Soft FW-Merging{which}", outer, steps, given[name], images, samples)
+    hard = given.get("hard_iterations", given["iterations"] if "soft_iterations" in given else None)
+    if hard is not None:
+        yield Schedule(notebook, "Hard FW-Merging", hard, None, None, 0, given["samples"])
+
+
+def schedule_table(found: Sequence[Schedule]) -> str:
+    """Return the schedules as a Markdown table; titles of notebooks are links."""
+    heads = ["Notebook", "Method", "Iterations", "Steps", "Learning rate", "Travel"]
+    heads += ["Images a step", "For a gradient", "In all"]
+    lines = [f"| {' | '.join(heads)} |", f"| :-- | :-- |{' --: |' * (len(heads) - 2)}"]
+    for one in found:
+        numbers = (one.iterations, one.steps, one.rate, one.travel, one.images or None, one.samples or None, one.seen)
+        texts = ("–" if number is None else f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+                 for number in numbers)  # fmt: skip
+        lines.append(f"| [](/{EXECUTED}{one.notebook}.ipynb) | {one.method} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n" if found else "There are none.\n"
 
 
 def exercise_list(pages: list[Path], folder: Path) -> str:
