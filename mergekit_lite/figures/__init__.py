@@ -9,7 +9,7 @@ Nothing is computed here: numbers come from records and from `mergekit_lite.anal
 
 from mergekit_lite.figures.bars import accuracy_bars, descent_bars, variant_bars
 from mergekit_lite.figures.claims import claim_intervals, claims_table
-from mergekit_lite.figures.curves import adaptation_curve, frank_wolfe_trace, lines
+from mergekit_lite.figures.curves import adaptation_curve, frank_wolfe_trace, lines, over_budget
 from mergekit_lite.figures.heatmaps import (
     accuracy_heatmap,
     choice_map,
@@ -43,6 +43,7 @@ __all__ = [
     "group_dots",
     "lines",
     "look",
+    "over_budget",
     "pair_heatmap",
     "scatter",
     "show",

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -160,6 +161,47 @@ def adaptation_curve(records: Iterable["Record"]) -> Figure:
     figure.align_ylabels()
     legend(figure)
     figure.set_label(f"Curves of the average accuracy over {len(tasks)} tasks in percent: {'; '.join(said)}.")
+    return figure
+
+
+@styled()
+def over_budget(runs: Mapping[tuple[str, str], "Record"], references: Mapping[str, float] | None = None) -> Figure:
+    """Draw accuracy (%) against the images that a method had been shown, a panel for each pool, on the same axes.
+
+    What was still lowering its objective when its budget ended (`Record.converged`) ends in a hollow mark: there the
+    curve says more than its last point.
+
+    Args:
+        runs: (panel, line) -> a record with a curve; a line is a method's name or any text.
+        references: a method's name, or any text -> a level in percent, in all panels.
+
+    Raises:
+        KitError: a record has no curve.
+    """
+    bare = [record.title for record in runs.values() if len(record.curve) < 2]
+    if bare:
+        raise KitError(f"{bare[0]} has no curve. Give its cell curve_every=25 (steps from one point to the next).")
+    tasks, panels = shared_tasks(runs.values()), list(dict.fromkeys(panel for panel, _ in runs))
+    drawn, said = looks([*dict.fromkeys(line for _, line in runs), *(references or {})]), []
+    figure, grid = canvas(3.6, ncols=len(panels), sharey=True, sharex=True)
+    for panel, axes in zip(panels, np.atleast_1d(grid), strict=True):
+        axes.set_title(panel)
+        for (_, line), record in ((key, one) for key, one in runs.items() if key[0] == panel):
+            averages = [point.average for point in record.curve]
+            shown = [point.images / 1000 for point in record.curve]
+            axes.plot(shown, averages, label=title(line), markevery=[-1], **drawn[line].line)
+            if record.converged is False:
+                axes.plot(shown[-1:], averages[-1:], **drawn[line].line | {"markerfacecolor": WHITE, "zorder": 3})
+            text = (
+                f"{panel}, {title(line)}: from {averages[0]:.1f} to {averages[-1]:.1f} % after {record.images} images"
+            )
+            said.append(text + (", still falling in loss" if record.converged is False else ""))
+        for name, level in (references or {}).items():
+            axes.axhline(level, label=title(name), **drawn[name].level)
+    np.atleast_1d(grid)[0].set_ylabel("average accuracy (%)")
+    figure.supxlabel("images shown to the method (thousands)", fontsize=9)
+    legend(figure)
+    figure.set_label(f"Curves of the average accuracy over {len(tasks)} tasks against images: {'; '.join(said)}.")
     return figure
 
 
