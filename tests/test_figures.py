@@ -38,6 +38,7 @@ KINDS: dict[str, Callable[[], Figure]] = {
     "heat map": lambda: figures.accuracy_heatmap(samples.records()),
     "coefficients": lambda: figures.coefficient_map(samples.records()[3]),
     "curve": lambda: figures.adaptation_curve(samples.records()[2:4]),
+    "budgets": lambda: figures.over_budget(budgets(), {"pretrained": 48.0}),
     "gallery": lambda: figures.gallery(samples.suite(), samples.TASKS),
     "gallery of two rows": lambda: figures.gallery(samples.suite(), samples.TASKS, rows=2),
     "transfer": lambda: figures.transfer_heatmap(accuracy.transfer(samples.experts(), samples.records()[0])),
@@ -148,6 +149,22 @@ def picture(html: str) -> tuple[str, bytes]:
     source = image.get("src", "")
     assert source.startswith("data:image/svg+xml;base64,")
     return image.get("alt", ""), base64.b64decode(source.split(",", 1)[1])
+
+
+def budgets() -> dict[tuple[str, str], Any]:
+    """Return two pools with two lines each; one run of the larger pool has not converged."""
+    runs = {}
+    for pool in ("4 + 0 experts", "4 + 8 experts"):
+        for line, record in zip(("layer_wise_adamerging", "with labels"), samples.records()[2:4], strict=True):
+            curve = [
+                point.model_copy(update={"images": 32 * point.step})
+                for point in next(one for one in samples.records() if one.curve).curve
+            ]
+            settled = not (pool.endswith("8 experts") and line == "with labels")
+            runs[pool, line] = record.model_copy(
+                update={"curve": curve, "converged": settled, "images": curve[-1].images}
+            )
+    return runs
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -637,3 +654,24 @@ def test_corrupted_pictures_show_the_clean_image_first_and_then_each_corruption(
         # A palette of few colours may move a value a little.
         assert np.abs(picture_shown.astype(int) - expected[0].transpose(1, 2, 0)).mean() < 6
     assert np.ptp(shown[2]) > np.ptp(shown[0])
+
+
+# --- budgets ----------------------------------------------------------------------------------------------------------
+
+
+def test_curves_over_a_budget_have_a_panel_per_pool_and_end_hollow_where_nothing_stood_still() -> None:
+    figure = figures.over_budget(budgets())
+    first, second = figure.axes
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["4 + 0 experts", "4 + 8 experts"]
+    assert first.get_ylim() == second.get_ylim()
+    assert (len(first.lines), len(second.lines)) == (2, 3)
+    assert second.lines[-1].get_markerfacecolor() == "#ffffff"
+    curve = budgets()["4 + 0 experts", "with labels"].curve
+    assert list(first.lines[1].get_xdata()) == [point.images / 1000 for point in curve]
+    assert str(figure.get_label()).count("still falling in loss") == 1
+
+
+def test_a_run_without_a_curve_cannot_be_drawn_over_its_budget() -> None:
+    bare = {("pool", "line"): samples.records()[0]}
+    with pytest.raises(KitError, match="has no curve"):
+        figures.over_budget(bare)

@@ -190,3 +190,19 @@ def test_the_example_of_the_coursework_page_is_a_script_for_several_cores(cache:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"^median \(none\): \d+\.\d %$", done.stdout, flags=re.MULTILINE)
+
+
+def test_the_memory_table_holds_what_was_measured_and_a_dash_where_nothing_was() -> None:
+    measured = {
+        "options": {"pools": [4, 64]},
+        "machine": {"processor": "a processor", "threads": 1, "torch": "2.0", "date": "2026-01-01"},
+        "details": {
+            "hard_frank_wolfe 4": {"anonymous": 2 * 2**30},
+            "hard_frank_wolfe 64": {"anonymous": 3 * 2**30},
+            "tsv_merging 4": {"anonymous": 2**29},
+        },
+    }
+    table = sphinx_pages.memory_table(measured)
+    assert "| `hard_frank_wolfe` | 2.00 | 3.00 | 1.50 |" in table
+    assert "| `tsv_merging` | 0.50 | – | 1.00 |" in table
+    assert "a processor, 1 thread, torch 2.0, 2026-01-01" in table

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COMMANDS = "<!-- the commands -->"
 EXERCISES = "<!-- the exercises of {folder} -->"
 SCHEDULES = "<!-- the schedules -->"
+MEMORY = "<!-- the peak memory -->"
 
 _FOLDERS = {"the notebooks": EXECUTED, "the methods": "book/methods/"}
 _RANGE = re.compile(r"~?(?:typing\.)?Annotated\[([\w.~]+(?:\[.*?\])?), ~?[\w.]+\((?:[^()]*|annotation=.*?\])\)\]")
@@ -69,6 +70,10 @@ def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
         for path in sorted((root / "profiles").glob("miniature*.yaml")):
             app.env.note_dependency(str(path))
         source[0] = source[0].replace(SCHEDULES, schedule_table(schedules(root)))
+    if MEMORY in source[0]:
+        (measured,) = (root / "benchmarks" / "results").glob("fw_memory-*.json")
+        app.env.note_dependency(str(measured))
+        source[0] = source[0].replace(MEMORY, memory_table(json.loads(measured.read_text(encoding="utf-8"))))
     for words, folder in _FOLDERS.items():
         mark = EXERCISES.format(folder=words)
         if mark in source[0]:
@@ -195,3 +200,25 @@ def exercises(text: str) -> list[str]:
     """Return the titles of the exercises in a page's Markdown: the bold words that begin its paragraphs."""
     section = re.search(r"^## Exercises?$(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     return _TITLE.findall(section[1]) if section else []
+
+
+def memory_table(measured: Mapping[str, Any]) -> str:
+    """Return as a Markdown table what `benchmarks/fw_memory.py` measured: GiB by method and size of the pool.
+
+    The memory is that of the process without mapped files, before which there was only Python and its libraries.
+    """
+    pools = measured["options"]["pools"]
+    peaks: dict[str, dict[int, float]] = {}
+    for name, one in measured["details"].items():
+        method, _, pool = name.rpartition(" ")
+        peaks.setdefault(method, {})[int(pool)] = one["anonymous"] / 2**30
+    lines = [
+        f"| Method | {' | '.join(f'{pool} experts' for pool in pools)} | last / first |",
+        "| :--- |" + " ---: |" * (len(pools) + 1),
+    ]
+    for method, found in peaks.items():
+        cells = [f"{found[pool]:.2f}" if pool in found else "–" for pool in pools]
+        lines.append(f"| `{method}` | {' | '.join(cells)} | {found[max(found)] / found[min(found)]:.2f} |")
+    machine = measured["machine"]
+    where = f"{machine['processor']}, {machine['threads']} thread, torch {machine['torch']}, {machine['date']}"
+    return "\n".join(lines) + f"\n\nGiB at the peak. Measured on {where}.\n"
