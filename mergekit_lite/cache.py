@@ -230,6 +230,14 @@ def _sweep(folders: set[Path], starts: tuple[str, ...]) -> None:
                 left.unlink()
 
 
+def sweep_dead(folder: Path) -> None:
+    """Remove the temporary files in `folder` whose processes are gone: for folders that nobody locks."""
+    for left in folder.glob(".*.tmp"):
+        process = left.suffixes[-2][1:] if len(left.suffixes) > 1 else ""
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            left.unlink(missing_ok=True)
+
+
 def content_hash(content: Any) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of `content` as canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

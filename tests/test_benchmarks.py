@@ -172,8 +172,10 @@ def test_every_script_is_in_the_table() -> None:
         "models",
         "measuring",
         "same_records",
+        "killed",
+        "killing",
     }
-    assert scripts == {*SCRIPTS, "decode_cache"}  # that one serves a hub and decodes for minutes
+    assert scripts == {*SCRIPTS, "decode_cache", "kills"}  # these take minutes
     for script in scripts:
         assert f"| `{script}" in table
         assert f"python -m benchmarks.{script}" in table

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -248,3 +251,16 @@ def test_the_command_hands_over_what_it_was_given(tmp_path: Path, monkeypatch: p
     (tuned,) = (tmp_path / "finetuned").rglob("*.safetensors")
     moved = (read(tuned)["layer.bias"] - fakes.fake_suite().base["layer.bias"]).abs().max()
     assert 0 < moved < 1e-3 * (1 + (1 + math.cos(math.pi / 2)) / 2) * 1.01
+
+
+def test_what_a_dead_process_left_unfinished_is_removed_and_a_living_ones_file_is_not(
+    suite: "Suite", tmp_path: Path
+) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead = tmp_path / f".checkpoint.safetensors.{int(ended.stdout)}.tmp"
+    alive = tmp_path / f".checkpoint.safetensors.{os.getppid()}.tmp"
+    dead.touch()
+    alive.touch()
+    make_expert(suite, "digits", output=tmp_path, **SHORT)
+    assert not dead.exists()
+    assert alive.exists()

@@ -199,3 +199,13 @@ def test_fine_tuning_that_is_killed_ends_as_an_undisturbed_one(
     assert parts.keys() == whole.keys()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
     assert [path.name for path in output.iterdir()] == ["encoder.safetensors"]
+
+
+def test_the_page_says_what_came_out_of_the_long_form() -> None:
+    (path,) = (ROOT / "benchmarks" / "results").glob("kills-*.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    rounds, page = record["details"]["rounds"], (ROOT / "book" / "reproduce.md").read_text(encoding="utf-8")
+    assert all(ratio["value"] == 0 for ratio in record["ratios"])
+    assert f"In {len(rounds)} rounds" in page
+    assert max(one["gone after"] for one in rounds) < 12
+    assert sum(one["code"] == 0 for one in rounds) == 1

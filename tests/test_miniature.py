@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch.nn.functional import normalize
 import mergekit_lite
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
-from mergekit_lite.suites import Suite, Task, load_suite
+from mergekit_lite.suites import Suite, Task, load_suite, miniature
 from mergekit_lite.suites.miniature import BASE, SIZES
 from mergekit_lite.suites.miniature.canvas import Canvas
 from mergekit_lite.suites.miniature.captions import everyday
@@ -344,3 +346,17 @@ def test_the_regime_is_that_of_clip_merging(suite: Suite) -> None:
     assert np.mean(experts) >= 88
     assert min(experts) >= 70
     assert np.mean(sums) >= np.mean(zero_shot) + 12
+
+
+def test_a_worker_that_ends_while_it_makes_an_expert_is_worded(
+    suite: Suite, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: Any) -> Iterator[tuple[str, Callable[[], None]]]:
+        def outcome() -> None:
+            raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+        yield "signs", outcome
+
+    monkeypatch.setattr(miniature, "side_by_side", ended)
+    with pytest.raises(KitError, match=r"the expert of 'signs' ended abruptly.* Finished experts are kept"):
+        suite.prepare(("signs",), workers=2)

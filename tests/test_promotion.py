@@ -1,6 +1,5 @@
 """Only a complete, current, portable and described notebook gets into the book."""
 
-import json
 import math
 import os
 import shutil
@@ -11,11 +10,13 @@ from typing import Any
 
 import nbformat
 import pytest
+import samples
 from nbformat import NotebookNode
 from projects import write_notebook, write_profile
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.pipeline import promotion, runner
+from mergekit_lite.study.records import Provenance, write_record
 
 RUN = {"profile": "short", "stamp": "0123", "records": []}
 PICTURE = "iVBORw0KGgo/tmp/abc/home/user="  # base64 may hold what looks like a path
@@ -86,11 +87,28 @@ def made_from(*keys: str, **run: Any) -> Callable[[NotebookNode], None]:
 def record(cache: Path, key: str, accuracy: float = 50.0, seconds: float = 3.0, **provenance: str) -> Path:
     """Write a record into the cache."""
     path = cache / "records" / "fake" / f"{key}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"key": key, "accuracy": {"digits": accuracy}, "trace": {"loss": [math.nan]}}
+    made = samples.record("simple_average", "Simple average", (accuracy, 50.0, 50.0), trace={"loss": [math.nan]})
+    known = made.provenance.model_dump() | {"torch": "2.12", **provenance}
     run = {"seconds": {"merge": seconds}, "peak_memory_mib": 100 * seconds}
-    path.write_text(json.dumps({**content, **run, "provenance": {"torch": "2.12", **provenance}}))
+    write_record(made.model_copy(update={"key": key, **run, "provenance": Provenance.model_validate(known)}), path)
     return path
+
+
+def test_a_damaged_record_is_not_promoted(
+    tmp_path: Path, template: Path, executed: Callable[..., Path], cache: Path
+) -> None:
+    book = tmp_path / "book"
+    path = record(cache, "aa")
+    promotion.promote(executed(made_from("aa")), template, book)
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.replace("50.0", "51.0"), encoding="utf-8")
+    with pytest.raises(KitError, match="The record fake/aa of a notebook is not whole in the cache"):
+        promotion.promote_records(book)
+    path.write_text(whole, encoding="utf-8")
+    (kept,) = promotion.promote_records(book)
+    path.write_text(whole.replace("50.0", "51.0"), encoding="utf-8")
+    assert promotion.promote_records(book) == [kept]  # the promoted one stands for it
+    assert kept.read_text(encoding="utf-8") == whole
 
 
 def promoted(book: Path) -> dict[str, Any]:
@@ -196,7 +214,7 @@ def test_records_of_no_notebook_go_and_damaged_ones_are_replaced(
 def test_a_record_that_is_nowhere_is_worded(
     tmp_path: Path, template: Path, executed: Callable[..., Path], cache: Path
 ) -> None:
-    with pytest.raises(KitError, match=r"fake/cc .* not in the cache. Run its profile again with --force"):
+    with pytest.raises(KitError, match=r"fake/cc .* not whole in the cache. Run its profile again with --force"):
         promotion.promote(executed(made_from("cc")), template, tmp_path / "book")
 
 

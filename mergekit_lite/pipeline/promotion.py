@@ -93,7 +93,7 @@ def promote_records(book: Path) -> list[Path]:
         all records that are there now.
 
     Raises:
-        KitError: a record is neither in the cache nor there already.
+        KitError: a record is neither in the cache nor there already, or is damaged in both places.
     """
     runs = [run_of(path) for path in (book / "executed").glob("*.ipynb")]
     names = sorted({name for run in runs for name in run.get("records", [])})
@@ -114,12 +114,14 @@ def _promoted_file(name: str, book: Path) -> Path:
 
 
 def _record_file(name: str, book: Path) -> Path:
-    """Return where the record ``suite/key`` lies: in the cache, else where it was promoted to."""
+    """Return where the record ``suite/key`` lies whole: in the cache, else where it was promoted to."""
+    from mergekit_lite.study.records import Record, read_record  # brings torch
+
     suite, key = name.split("/")
     for path in (cache_dir("records", suite) / f"{key}.json", _promoted_file(name, book)):
-        if path.exists():
+        if isinstance(read_record(path, key), Record):
             return path
-    raise KitError(f"The record {name} of a notebook is not in the cache. Run its profile again with --force.")
+    raise KitError(f"The record {name} of a notebook is not whole in the cache. Run its profile again with --force.")
 
 
 def _results(record: Path) -> str:

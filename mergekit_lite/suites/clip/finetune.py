@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mergekit_lite.cache import check_writable, content_hash, written_whole
+from mergekit_lite.cache import check_writable, content_hash, sweep_dead, written_whole
 from mergekit_lite.errors import KitError, shown
 from mergekit_lite.suites.clip.benchmark import MODELS
 from mergekit_lite.suites.clip.transformers_format import to_transformers
@@ -69,6 +69,7 @@ def make_expert(
     result, checkpoint = Path(output) / RESULT, Path(output) / CHECKPOINT
     if not os.path.exists(result):
         check_writable(Path(output))
+        sweep_dead(Path(output))
     run = content_hash([suite.fingerprint((), (task,), (task,)), task, recipe])
     if result.exists():
         _check_run(result, run)

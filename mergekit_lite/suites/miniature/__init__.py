@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from copy import copy
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -131,7 +132,13 @@ class Miniature(Suite):
             print(f"Fine-tuning {len(missing)} experts: {', '.join(missing)}.", flush=True)
         begun, make = time.perf_counter(), partial(_make_expert, seed=self.recipe.seed)
         for done, (task, outcome) in enumerate(side_by_side(self.loader, make, missing, workers), start=1):
-            outcome()
+            try:
+                outcome()
+            except BrokenProcessPool as error:
+                raise KitError(
+                    f"A worker process that made the expert of '{task}' ended abruptly, most often because the memory "
+                    "ran out. Finished experts are kept: run the same again, with fewer workers if it comes back."
+                ) from error
             print(f"[{done}/{len(missing)}] expert {task}, {time.perf_counter() - begun:.0f} s", flush=True)
 
 
