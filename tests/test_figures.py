@@ -667,7 +667,7 @@ def test_curves_over_a_budget_have_a_panel_per_pool_and_end_hollow_where_nothing
     assert (len(first.lines), len(second.lines)) == (2, 3)
     assert second.lines[-1].get_markerfacecolor() == "#ffffff"
     curve = budgets()["4 + 0 experts", "with labels"].curve
-    assert list(first.lines[1].get_xdata()) == [point.images / 1000 for point in curve]
+    assert np.asarray(first.lines[1].get_xdata()).tolist() == [point.images / 1000 for point in curve]
     assert str(figure.get_label()).count("still falling in loss") == 1
 
 
