@@ -195,7 +195,7 @@ def test_a_damaged_expert_is_found_and_converted_again(
         (["--suite", "miniature", "--task", "dtd"], "'miniature' takes no converted experts"),
         (["--suite", "clip-vit-b-32", "--task", "cars"], "no task 'cars'"),
         (["--task", "dtd"], "'None' takes no converted experts"),
-        (["--suite", "clip-vit-b-32", "--task", "dtd", "--family", "a/b"], "no suite 'clip-vit-b-32@a/b'"),
+        (["--suite", "clip-vit-b-32", "--task", "dtd", "--family", "a/b"], "A family cannot be called 'a/b'"),
         (["--suite", "clip-vit-b-32", "--task", "dtd", "--output", "x.safetensors"], "Leave out --output"),
     ],
 )

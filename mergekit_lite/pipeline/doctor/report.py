@@ -25,8 +25,8 @@ def show(profile: str | None = None, console: Console | None = None) -> None:
         KitError: an unknown profile, or one that cannot run.
     """
     console = console or Console()
-    root = profiles.find_root() if profile else Path()
-    wanted = profiles.load(profile, root) if profile else None  # fails before anything is printed
+    root = Path() if profile is None else profiles.find_root()
+    wanted = None if profile is None else profiles.load(profile, root)  # fails before anything is printed
     table = Table(show_header=False, title="This machine", title_justify="left")
     for row in _machine():
         table.add_row(*row)
