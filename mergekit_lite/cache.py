@@ -4,8 +4,8 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
-        _move_folder_aside(path)
+        move_folder_aside(path)
         os.replace(temporary, path)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -93,7 +93,8 @@ def _unwritable(path: Path, error: OSError) -> KitError:
     )
 
 
-def _move_folder_aside(path: Path) -> None:
+def move_folder_aside(path: Path) -> None:
+    """Rename a folder that stands where a file belongs, since it may hold what is somebody's, and say so."""
     if path.is_dir() and not path.is_symlink():
         aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
         os.replace(path, aside)
@@ -113,7 +114,7 @@ def sealed(path: Path) -> Iterator[Path]:
     with written_whole(path) as temporary:
         yield temporary
         digest = file_digest(temporary)
-        _move_folder_aside(seal)
+        move_folder_aside(seal)
         seal.unlink(missing_ok=True)  # killed between the two, the file counts as unfinished
     with written_whole(seal) as temporary:
         temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
@@ -124,7 +125,21 @@ def seal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-_known: set[tuple[str, int, int, int, str]] = set()  # what this process has read whole and found intact
+Written = tuple[int, int, int]
+
+
+def written(path: Path) -> Written:
+    """Return what changes when a file is written to or replaced: inode, size, and time in nanoseconds."""
+    state = path.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+def existing(folder: Path) -> Path:
+    """Return `folder`, or the first of those it is to be made in that is there already."""
+    return next(one for one in (folder, *folder.absolute().parents) if one.exists())
+
+
+_known: set[tuple[str, Written, str]] = set()  # what this process has read whole and found intact
 
 
 def intact(path: Path, *, say: bool = True) -> bool:
@@ -134,11 +149,10 @@ def intact(path: Path, *, say: bool = True) -> bool:
     """
     try:
         words = seal_of(path).read_text(encoding="ascii").split()
-        state = path.stat()
-        known = (str(path), state.st_ino, state.st_size, state.st_mtime_ns, words[0])
+        known = (str(path), written(path), words[0])
         if known in _known:
             return True
-        if stat.S_ISREG(state.st_mode) and file_digest(path) == words[0]:  # a pipe would never end
+        if path.is_file() and file_digest(path) == words[0]:  # a pipe would never end
             _known.add(known)
             return True
     except FileNotFoundError:
@@ -230,12 +244,17 @@ def _sweep(folders: set[Path], starts: tuple[str, ...]) -> None:
                 left.unlink()
 
 
-def sweep_dead(folder: Path) -> None:
-    """Remove the temporary files in `folder` whose processes are gone: for folders that nobody locks."""
-    for left in folder.glob(".*.tmp"):
-        process = left.suffixes[-2][1:] if len(left.suffixes) > 1 else ""
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
-            left.unlink(missing_ok=True)
+def sweep_dead(folder: Path, pattern: str = r"\..*\.(\d+)\.tmp") -> None:
+    """Remove unfinished files in `folder` whose processes are gone: for folders that nobody locks.
+
+    Args:
+        folder: to look in.
+        pattern: of the files' names, its first group the process; by default that of `written_whole`.
+    """
+    for path in folder.iterdir():
+        left = re.fullmatch(pattern, path.name)
+        if left and not psutil.pid_exists(int(left[1])):
+            path.unlink(missing_ok=True)
 
 
 def content_hash(content: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damages import made_a_folder, made_a_loop
 from safetensors.torch import load_file, save_file
 from tiny_clip import TASKS, TINY
 from torch import Tensor
@@ -146,16 +147,6 @@ def zeroed(path: Path) -> None:
 
 def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4])
-
-
-def made_a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def made_a_loop(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path)
 
 
 def swapped(path: Path) -> None:

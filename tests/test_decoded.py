@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damages import made_a_folder, made_a_loop
 from loopback_data import connect, named, picture, put_data, table
 from loopback_hub import LoopbackHub, loopback_hub
 from PIL import Image
@@ -170,16 +171,6 @@ def unbalanced(path: Path) -> None:
 
 def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-
-
-def made_a_folder(path: Path) -> None:
-    path.unlink()
-    (path / "somebody's").mkdir(parents=True)
-
-
-def made_a_loop(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path)
 
 
 def swapped(path: Path) -> None:

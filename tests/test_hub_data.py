@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damages import made_a_folder, made_a_loop
 from loopback_data import connect, named, put_data, table
 from loopback_hub import LoopbackHub, loopback_hub
 
@@ -221,16 +222,6 @@ def flipped(path: Path) -> None:
 
 def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
-
-
-def made_a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def made_a_loop(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path)
 
 
 def swapped(path: Path) -> None:

@@ -16,13 +16,12 @@ from typing import Any
 
 import nbformat
 import papermill
-import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mergekit_lite.cache import LEDGER, check_writable, content_hash, file_digest
+from mergekit_lite.cache import LEDGER, check_writable, content_hash, file_digest, sweep_dead
 from mergekit_lite.errors import KitError, shown, suggestion
 from mergekit_lite.pipeline.profiles import Profile
 from mergekit_lite.syntax import dumped, plain
@@ -289,10 +288,7 @@ def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stampe
 
 def _sweep(target: Path) -> None:
     """Remove what runs that were killed left of a notebook; what belongs to a process that lives stays."""
-    for path in target.parent.iterdir():
-        left = re.fullmatch(rf"\.{re.escape(target.stem)}\.(\d+)\.(ipynb|records)", path.name)
-        if left and not psutil.pid_exists(int(left[1])):
-            path.unlink(missing_ok=True)
+    sweep_dead(target.parent, rf"\.{re.escape(target.stem)}\.(\d+)\.(?:ipynb|records)")
 
 
 def _literal(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mergekit_lite.cache import VARIABLE, cache_dir
+from mergekit_lite.cache import VARIABLE, cache_dir, existing
 from mergekit_lite.pipeline import profiles
 from mergekit_lite.workers import cores
 
@@ -72,8 +72,7 @@ def _machine() -> Iterator[tuple[str, str]]:
     if not torch.cuda.device_count():
         yield "GPU", "none that torch can use"
     yield "cache", f"{cache} (set {VARIABLE} to move it)"
-    there = next(folder for folder in (cache, *cache.parents) if folder.is_dir())  # nothing may have been kept yet
-    yield "disk", f"{shutil.disk_usage(there).free / GIB:.1f} GiB free at the cache"
+    yield "disk", f"{shutil.disk_usage(existing(cache)).free / GIB:.1f} GiB free at the cache"
 
 
 def _table(title: str, *columns: str) -> Table:

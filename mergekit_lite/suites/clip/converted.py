@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergekit_lite.cache import cache_dir
+from mergekit_lite.cache import Written, cache_dir, written
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites import check_name
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, hub_tasks
 from mergekit_lite.suites.clip.clip_suite import ClipSuite
-from mergekit_lite.suites.clip.hub import Written, written
 from mergekit_lite.suites.clip.words import shown
 from mergekit_lite.suites.suite import Suite
 from mergekit_lite.weight_files import LazyWeights

@@ -20,11 +20,20 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, file_digest, locked, written_whole
+from mergekit_lite.cache import (
+    VARIABLE,
+    cache_dir,
+    content_hash,
+    file_digest,
+    locked,
+    move_folder_aside,
+    written,
+    written_whole,
+)
 from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites.clip.benchmark import HubTask
-from mergekit_lite.suites.clip.hub import cleared, written
+from mergekit_lite.suites.clip.hub import cleared
 from mergekit_lite.suites.clip.hub_data import check_room, labelled
 from mergekit_lite.suites.clip.labels import label_numbers
 from mergekit_lite.suites.clip.pixels import Preprocessing, Work, decode_rows, handed_over, preprocessing
@@ -238,13 +247,8 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """Return the images in a file, or None if it does not hold that many of that size."""
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        SyntaxError,
-        TokenError,
-    ):  # missing, empty, too short, or no such file at all
+    # Missing, empty, too short, or no such file at all; numpy reads its header as Python.
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):
         return None
     right = array.shape == shape and array.dtype == np.uint8 and array.flags.c_contiguous
     return array if right else None
@@ -282,8 +286,7 @@ def _decode(task: HubTask, which: Which, side: int, images: Path, workers: int) 
     )
     with written_whole(_facts_path(images)) as temporary:
         temporary.write_text(json.dumps(asdict(facts), indent=1), encoding="utf-8")
-    if images.is_dir():
-        cleared(images)
+    move_folder_aside(images)
     os.replace(part, images)  # the last step: without this file the cache counts as unfinished
     _ledger_path(images).unlink(missing_ok=True)
     del dataset

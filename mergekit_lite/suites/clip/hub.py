@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from mergekit_lite.cache import cache_dir, file_digest
+from mergekit_lite.cache import Written, cache_dir, file_digest, move_folder_aside, written
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.words import shown
 
@@ -130,12 +130,8 @@ def remove(path: Path) -> None:
 
 def cleared(path: Path) -> None:
     """Remove what stands at `path`; a folder, which may hold what is somebody's, is moved aside, and that is said."""
-    if path.is_dir() and not path.is_symlink():
-        aside = path.with_name(f"{path.name}.aside-{os.getpid()}")
-        path.rename(aside)
-        print(f"The folder {path} stands where a file belongs: it was moved to {aside.name}.", flush=True)
-    else:
-        path.unlink(missing_ok=True)
+    move_folder_aside(path)
+    path.unlink(missing_ok=True)
 
 
 def source(repo: str, filename: str) -> Source:
@@ -250,15 +246,6 @@ def _listed_sha256(path: Path) -> str | None:
     """
     name = Path(os.readlink(path)).name if path.is_symlink() else ""
     return name if len(name) == 64 else None
-
-
-Written = tuple[int, int, int]
-
-
-def written(path: Path) -> Written:
-    """Return what changes when a file is written to or replaced: inode, size, and time in nanoseconds."""
-    state = path.stat()
-    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
 @cache

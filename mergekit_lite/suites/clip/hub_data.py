@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-from mergekit_lite.cache import VARIABLE, cache_dir
+from mergekit_lite.cache import VARIABLE, cache_dir, existing
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub import bars_in_a_terminal_only, discard, fetched, has_digest, remove
@@ -130,8 +130,3 @@ def check_room(folder: Path, wanted: int, what: str) -> None:
             f"{(wanted - free) / 1e9:.2f} GB too few. Choose fewer tasks, or set {VARIABLE} (decoded images) or "
             f"HF_HOME (downloads) to a folder on a larger disk."
         )
-
-
-def existing(folder: Path) -> Path:
-    """Return `folder`, or the first of those it is to be made in that is there already."""
-    return next(one for one in (folder, *folder.absolute().parents) if one.exists())
