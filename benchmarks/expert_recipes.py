@@ -1,0 +1,73 @@
+"""Does another fine-tuning recipe make the miniature's experts more like CLIP's own, and what would merging them give?
+
+Each recipe's experts are fine-tuned and kept in the cache, in the first seed. What is reported are properties that need
+no merge (length, mean cosine and concentration of the task vectors, the experts' accuracy), and accuracies of merges on
+the *held-out* images, so that a recipe can be chosen without a look at the test images.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks import measuring, models
+from mergekit_lite import study
+from mergekit_lite.analysis import geometry
+from mergekit_lite.suites import miniature
+from mergekit_lite.weights import difference
+from mergekit_lite.workers import side_by_side
+
+COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+ADAPTIVE = {"steps": 200, "learning_rate": 0.01, "images_per_task": 8}
+"""The schedule of profiles/miniature.yaml."""
+
+
+def concentration(suite: miniature.Miniature, tasks: Sequence[str]) -> float:
+    """Return the share of a task vector's squared length in the largest fifth of its entries, a mean over experts."""
+    shares = []
+    for task in tasks:
+        vector = torch.cat([difference(tensor, suite.base[name]).flatten() for name, tensor in suite.experts[task].items()])
+        squares = vector.square().sort(descending=True).values
+        shares.append(float(squares[: len(squares) // 5].sum() / squares.sum()))
+    return statistics.fmean(shares)
+
+
+def cells(tasks: tuple[str, ...]) -> dict[str, study.Cell]:
+    """Return what is merged: references, the swept constants, and the methods whose order is under discussion."""
+
+    def cell(method: str, **parameters: Any) -> study.Cell:
+        return study.Cell(method=method, parameters=parameters, pool=tasks, evaluate=tasks, split="held-out")
+
+    plain = ("pretrained", "individual", "simple_average", "regmean", "fisher_merging", "tsv_merging", "iso_c")
+    swept = {
+        f"{method} at {value}": cell(method, scaling=value)
+        for method in ("task_arithmetic", "ties_merging")
+        for value in COEFFICIENTS
+    }
+    adaptive = ("layer_wise_adamerging", "layer_wise_adamerging_pp")
+    return {name: cell(name) for name in plain} | swept | {name: cell(name, **ADAPTIVE) for name in adaptive}
+
+
+def measure(recipe: miniature.Recipe, workers: int) -> dict[str, Any]:
+    """Return the properties of one recipe's experts, and what merges of eight and of twenty give on held-out images."""
+    miniature.RECIPE = recipe
+    suite = miniature.load("miniature", torch.device("cpu"))
+    begun = time.perf_counter()
+    suite.prepare(tuple(suite.tasks), workers)
+    found: dict[str, Any] = {"recipe": asdict(recipe), "seconds of fine-tuning": time.perf_counter() - begun}
+    for tasks in (suite.names("eight"), suite.names("twenty")):
+        shape = geometry.lengths_and_angles(suite.base, {task: suite.experts[task] for task in tasks})
+        cosines = [float(shape.cosines[i][j]) for i in range(len(tasks)) for j in range(i)]
+        records = study.run(suite, cells(tasks), workers=workers)
+        found[f"{len(tasks)} tasks"] = {
+            "mean cosine": statistics.fmean(cosines),
+            "largest cosine": max(cosines),
+            "length in percent of the base": statistics.fmean(map(float, shape.relative)),
+            "share of the largest fifth": concentration(suite, tasks),
+            "held-out": {name: record.average for name, record in records.items()},
+        }
+    return found
