@@ -5,21 +5,23 @@ no merge (length, mean cosine and concentration of the task vectors, the experts
 the *held-out* images, so that a recipe can be chosen without a look at the test images.
 """
 
+import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from benchmarks import measuring, models
+from benchmarks import models
 from mergekit_lite import study
 from mergekit_lite.analysis import geometry
 from mergekit_lite.suites import miniature
+from mergekit_lite.suites.miniature.experts import Recipe
 from mergekit_lite.weights import difference
-from mergekit_lite.workers import side_by_side
 
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 ADAPTIVE = {"steps": 200, "learning_rate": 0.01, "images_per_task": 8}
@@ -30,7 +32,8 @@ def concentration(suite: miniature.Miniature, tasks: Sequence[str]) -> float:
     """Return the share of a task vector's squared length in the largest fifth of its entries, a mean over experts."""
     shares = []
     for task in tasks:
-        vector = torch.cat([difference(tensor, suite.base[name]).flatten() for name, tensor in suite.experts[task].items()])
+        expert = suite.experts[task]
+        vector = torch.cat([difference(expert[name], start).flatten() for name, start in suite.base.items()])
         squares = vector.square().sort(descending=True).values
         shares.append(float(squares[: len(squares) // 5].sum() / squares.sum()))
     return statistics.fmean(shares)
@@ -48,26 +51,45 @@ def cells(tasks: tuple[str, ...]) -> dict[str, study.Cell]:
         for method in ("task_arithmetic", "ties_merging")
         for value in COEFFICIENTS
     }
-    adaptive = ("layer_wise_adamerging", "layer_wise_adamerging_pp")
+    adaptive = ("layer_wise_adamerging", "layer_wise_adamerging_plus")
     return {name: cell(name) for name in plain} | swept | {name: cell(name, **ADAPTIVE) for name in adaptive}
 
 
-def measure(recipe: miniature.Recipe, workers: int) -> dict[str, Any]:
+def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Return the properties of one recipe's experts, and what merges of eight and of twenty give on held-out images."""
     miniature.RECIPE = recipe
     suite = miniature.load("miniature", torch.device("cpu"))
     begun = time.perf_counter()
-    suite.prepare(tuple(suite.tasks), workers)
-    found: dict[str, Any] = {"recipe": asdict(recipe), "seconds of fine-tuning": time.perf_counter() - begun}
+    suite.prepare(tuple(suite.tasks), workers=1)
+    found: dict[str, Any] = {"recipe": asdict(recipe), "seconds of fine-tuning": round(time.perf_counter() - begun)}
     for tasks in (suite.names("eight"), suite.names("twenty")):
         shape = geometry.lengths_and_angles(suite.base, {task: suite.experts[task] for task in tasks})
         cosines = [float(shape.cosines[i][j]) for i in range(len(tasks)) for j in range(i)]
-        records = study.run(suite, cells(tasks), workers=workers)
+        records = study.run(suite, cells(tasks), workers=1, folder=folder)
         found[f"{len(tasks)} tasks"] = {
             "mean cosine": statistics.fmean(cosines),
             "largest cosine": max(cosines),
-            "length in percent of the base": statistics.fmean(map(float, shape.relative)),
+            "length in percent of the base": 100 * float(shape.norms.mean()),
             "share of the largest fifth": concentration(suite, tasks),
             "held-out": {name: record.average for name, record in records.items()},
         }
     return found
+
+
+def main(
+    steps: Annotated[int, typer.Option(min=1, help="Steps of fine-tuning.")] = 140,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.")] = 1e-3,
+    results: models.Results = models.RESULTS,
+) -> None:
+    """Fine-tune the twenty experts by one recipe, with one process and one thread, and report on them."""
+    torch.set_num_threads(1)
+    recipe = Recipe(steps=steps, learning_rate=learning_rate, batch_size=64)
+    name = f"expert_recipes-{steps}-{learning_rate:g}"
+    report = {"machine": models.machine(), **measure(recipe, results / "records" / name)}
+    print(json.dumps(report, indent=1))
+    results.mkdir(parents=True, exist_ok=True)
+    (results / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

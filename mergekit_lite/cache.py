@@ -117,12 +117,16 @@ def sealed(path: Path) -> Iterator[Path]:
         move_folder_aside(seal)
         seal.unlink(missing_ok=True)  # killed between the two, the file counts as unfinished
     with written_whole(seal) as temporary:
-        temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
+        temporary.write_text(_seal(path, digest), encoding="utf-8")
 
 
 def seal_of(path: Path) -> Path:
     """Return the file that holds the SHA-256 of `path`."""
     return path.with_name(f"{path.name}.sha256")
+
+
+def _seal(path: Path, digest: str) -> str:
+    return f"{digest}  {path.name}\n"
 
 
 Written = tuple[int, int, int]
@@ -143,21 +147,21 @@ _known: set[tuple[str, Written, str]] = set()  # what this process has read whol
 
 
 def intact(path: Path, *, say: bool = True) -> bool:
-    """Return whether `path` is, to the bit, what was `sealed`; if asked to, `say` so if it is there but is not.
+    """Return whether `path` is, to the bit, what was `sealed` under its name; if asked to, `say` so if it is not.
 
     The file is read whole once per process, and again when it was written to.
     """
     try:
-        words = seal_of(path).read_text(encoding="ascii").split()
-        known = (str(path), written(path), words[0])
+        seal = seal_of(path).read_text(encoding="utf-8")
+        known = (str(path), written(path), seal)
         if known in _known:
             return True
-        if path.is_file() and file_digest(path) == words[0]:  # a pipe would never end
+        if path.is_file() and seal == _seal(path, file_digest(path)):  # a pipe would never end
             _known.add(known)
             return True
     except FileNotFoundError:
         return False  # it was never made, or its making was interrupted
-    except (OSError, ValueError, IndexError):  # a folder, a loop of links, unreadable, or a seal that is none
+    except (OSError, ValueError):  # a folder, a loop of links, unreadable, or a seal that is no text
         pass
     if say:
         print(f"{path} is damaged: it is made anew.", flush=True)

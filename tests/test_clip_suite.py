@@ -236,10 +236,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered(monkeypatch
 
     monkeypatch.setattr(suite, "encode", limited)
     assert accuracy(cast(Any, suite), suite.base, "digits") == expected
-    assert sizes == [40, 40, 31, 15, *[7] * 5, 5]
+    assert sizes == [40, 20, 10, *[5] * 8]
     sizes.clear()
     accuracy(cast(Any, suite), suite.base, "signs")
-    assert sizes == [7] * 5 + [5]
+    assert sizes == [5] * 8
 
 
 def test_an_expert_in_a_file_is_read_once_not_once_per_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

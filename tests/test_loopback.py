@@ -65,7 +65,7 @@ def environment(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture(scope="module")
 def fetched(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     tasks = ",".join(TASKS)
-    return call(environment, "fetch", SUITE, "--tasks", tasks, "--no-train", "--workers", "1")
+    return call(environment, "fetch", SUITE, "--tasks", tasks, "--workers", "1")
 
 
 def call(environment: dict[str, str], *arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:

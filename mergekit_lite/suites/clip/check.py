@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergekit_lite.cache import cache_dir, content_hash, intact, locked, sealed
+from mergekit_lite.cache import cache_dir, content_hash, ensure, sealed
 from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites import scoring
@@ -70,28 +70,17 @@ def _published(suite: "ClipSuite", task: str) -> float:
 def _measured(suite: "ClipSuite", task: str) -> float:
     key = content_hash([suite.fingerprint([task], [task]), code_of(scoring.accuracy, *suite.computing)])
     path = cache_dir("checks", suite.name) / f"{task}-{key}.json"
-    known = _known(path)
-    if known is not None:  # read without a lock: a cache that can only be read serves too
-        return known
-    with locked(path):
-        known = _known(path)
-        if known is not None:
-            return known
+
+    def measure() -> None:
         measured = scoring.accuracy(suite, suite.experts[task], task)
-        facts = {"check": path.stem, "accuracy": measured, "sources": suite.sources([task])}
+        facts = {"accuracy": measured, "sources": suite.sources([task])}
         with sealed(path) as temporary:
             temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    print(f"Expert {task} on its own task: {measured:.2f} %, published {_published(suite, task):.2f} %.", flush=True)
-    return measured
+        published = _published(suite, task)
+        print(f"Expert {task} on its own task: {measured:.2f} %, published {published:.2f} %.", flush=True)
 
-
-def _known(path: Path) -> float | None:
-    """Return what was measured, if the file is whole and the one that belongs here."""
-    if not intact(path):
-        return None
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    accuracy: float | None = facts["accuracy"] if facts["check"] == path.stem else None
-    return accuracy
+    ensure(measure, path)
+    return float(json.loads(path.read_text(encoding="utf-8"))["accuracy"])
 
 
 def _files(suite: "ClipSuite", task: str) -> list[Path]:

@@ -12,7 +12,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites import check_name
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, hub_tasks
 from mergekit_lite.suites.clip.clip_suite import ClipSuite
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Suite
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import check_same, weights_hash
@@ -105,8 +105,8 @@ class ConvertedSuite(ClipSuite):
             raise KitError(f"{path} does not say what `mergekit-lite convert` notes of a checkpoint. {again}")
         if (facts["family"], facts.get("task", task)) != (self.family, task):
             raise KitError(
-                f"{path} says that it is the expert of '{shown(facts.get('task', task))}' of the family "
-                f"{shown(facts['family'])}, not that of '{task}' of {self.family}. {again}"
+                f"{path} says that it is the expert of '{spelt(facts.get('task', task))}' of the family "
+                f"{spelt(facts['family'])}, not that of '{task}' of {self.family}. {again}"
             )
         if _hash_of(path, written(path)) != facts["weights"]:
             raise KitError(f"{path} is damaged: its numbers are not those that were converted. {again}")

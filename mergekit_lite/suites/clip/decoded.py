@@ -38,7 +38,7 @@ from mergekit_lite.suites.clip.hub_data import check_room, labelled
 from mergekit_lite.suites.clip.labels import label_numbers
 from mergekit_lite.suites.clip.pixels import Preprocessing, Work, decode_rows, handed_over, preprocessing
 from mergekit_lite.suites.clip.sources import known_source, located
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Split, Task, Which, checked_split
 from mergekit_lite.workers import side_by_side
 
@@ -168,7 +168,7 @@ def train_images() -> int:
     """
     chosen = os.environ.get(TRAIN_VARIABLE, str(TRAIN_IMAGES))
     if not (chosen.isdecimal() and len(chosen) < 10):  # a superscript two is a digit, but no number
-        raise KitError(f"{TRAIN_VARIABLE} is '{shown(chosen)}'. Set it to a number of images per task, or 0 for all.")
+        raise KitError(f"{TRAIN_VARIABLE} is '{spelt(chosen)}'. Set it to a number of images per task, or 0 for all.")
     return int(chosen)
 
 

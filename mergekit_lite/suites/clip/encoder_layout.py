@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import ClipModel
 from mergekit_lite.suites.clip.transformers_format import depth_of, names_of
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.weights import first_three
 
 Shape = tuple[int, ...]
@@ -66,7 +66,7 @@ def check_encoder(shapes: Mapping[str, Shape], model: ClipModel | None = None) -
     problems = [f"'{name}' is missing" for name in expected if name not in shapes]
     for name, shape in shapes.items():
         if name not in expected:
-            problems.append(f"'{shown(name)}' is not known")
+            problems.append(f"'{spelt(name)}' is not known")
         elif shape != expected[name]:
             problems.append(f"'{name}' has shape {shape}, not {expected[name]}")
     if problems:

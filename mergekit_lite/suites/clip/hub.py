@@ -19,7 +19,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 
 from mergekit_lite.cache import Written, cache_dir, file_digest, move_folder_aside, written
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 
 Answer = TypeVar("Answer")
 
@@ -226,8 +226,8 @@ def explained(error: BaseException, what: str) -> KitError:
             f"folder {constants.HF_HUB_CACHE} from a machine where it was fetched"
         )
     else:
-        reason, then = shown(f"{type(error).__name__}: {error}").rstrip(". "), f"If this may pass, {fetch} again"
-    return KitError(f"{shown(what)} could not be fetched: {reason}. {then}.")
+        reason, then = spelt(f"{type(error).__name__}: {error}").rstrip(". "), f"If this may pass, {fetch} again"
+    return KitError(f"{spelt(what)} could not be fetched: {reason}. {then}.")
 
 
 def _cached(repo: str, filename: str) -> Path | None:

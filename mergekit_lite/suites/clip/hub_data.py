@@ -16,7 +16,7 @@ from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub import bars_in_a_terminal_only, discard, fetched, has_digest, remove
 from mergekit_lite.suites.clip.labels import check_labels, label_numbers, two_columns
 from mergekit_lite.suites.clip.sources import CHANGED, HubFile, Source, asked, located, quiet, the_library
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Which
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
@@ -54,7 +54,7 @@ def _one(task: HubTask, source: Source, file: HubFile) -> Path:
     if not has_digest(path, file.digest):
         remove(path)
         raise KitError(
-            f"Task '{task.name}': {shown(what)} came with another content than the hub announces "
+            f"Task '{task.name}': {spelt(what)} came with another content than the hub announces "
             f"({file.digest[:16]}...). It was removed: run the same again to download it anew."
         )
     return path
@@ -99,7 +99,7 @@ def labelled(task: HubTask, which: Which, *, folder: Path | None = None) -> "dat
             )
     except (library.exceptions.DatasetsError, ValueError, OSError) as error:  # pyarrow's errors are among these
         raise KitError(
-            f"Task '{task.name}': {where} cannot be read: {shown(error.__cause__ or error)}. {CHANGED}"
+            f"Task '{task.name}': {where} cannot be read: {spelt(error.__cause__ or error)}. {CHANGED}"
         ) from error
     dataset = two_columns(dataset, task, where)
     check_labels(task, where, dataset.features["label"], label_numbers(dataset, task, where))

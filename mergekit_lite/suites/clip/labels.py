@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.sources import CHANGED
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets
@@ -49,7 +49,7 @@ def two_columns(dataset: "datasets.Dataset", task: HubTask, where: str) -> "data
         if not names:
             raise KitError(
                 f"Task '{task.name}': {where} has no column '{declared}', "
-                f"but {shown(', '.join(dataset.column_names))}. {CHANGED}"
+                f"but {spelt(', '.join(dataset.column_names))}. {CHANGED}"
             )
         found[names[0]] = role
     return dataset.select_columns(list(found)).rename_columns({name: role for name, role in found.items()})
@@ -84,14 +84,14 @@ def check_labels(task: HubTask, where: str, feature: Any, labels: NDArray[np.int
         expected = ours.get(plain(name))
         if expected not in (None, place):
             raise KitError(
-                f"Task '{task.name}': label {place} of {where} means '{shown(name)}', which is class {expected} here, "
+                f"Task '{task.name}': label {place} of {where} means '{spelt(name)}', which is class {expected} here, "
                 f"so all accuracies would be wrong. {CHANGED}"
             )
         recognised += expected is not None
     numbered = [plain(name) for name in names] == [str(place) for place in range(classes)]
     if names and not numbered and task.name in NAMED_LIKE_THE_PROMPTS and 2 * recognised < classes:
         raise KitError(
-            f"Task '{task.name}': of the {classes} label names of {where} ('{shown(names[0])}', '{shown(names[1])}', "
+            f"Task '{task.name}': of the {classes} label names of {where} ('{spelt(names[0])}', '{spelt(names[1])}', "
             f"...) only {recognised} are class names here, so their order cannot be checked. {CHANGED}"
         )
     return recognised

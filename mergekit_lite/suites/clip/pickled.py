@@ -21,7 +21,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import ClipModel
 from mergekit_lite.suites.clip.encoder_layout import check_encoder
 from mergekit_lite.suites.clip.safe_pickle import PARAMETERS, TENSORS, Record, Storage, loaded, storages
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.weight_files import write
 from mergekit_lite.weights import Weights, check_finite, check_floating, first_three, weights_hash
 
@@ -64,7 +64,7 @@ def convert(
         if task is None and output.is_dir():  # in the cache, where experts of tasks go, `write` moves it aside
             raise KitError(f"--output {output} is a folder. Name the file to write in it.")
     except OSError as error:
-        raise KitError(f"{shown(path)} cannot be read ({error.strerror}). Check the path.") from error
+        raise KitError(f"{spelt(path)} cannot be read ({error.strerror}). Check the path.") from error
     try:
         with path.open("rb") as stream:
             weights = _read(stream, model)
@@ -80,7 +80,7 @@ def convert(
     check_finite(weights, name=str(path))
     metadata = {
         "family": family,
-        "source": shown(path.name),
+        "source": spelt(path.name),
         "source_sha256": file_digest(path),
         "projection": "proj: fine-tuned with the encoder" if "proj" in weights else "none",
         "weights": weights_hash(weights),
@@ -94,7 +94,7 @@ def _check_paths(path: Path, output: Path) -> None:
     if path.suffix == ".safetensors":
         raise KitError(f"{path} is called safetensors already. Name a pickled checkpoint, such as finetuned.pt.")
     if path.is_dir():
-        inside = first_three(sorted(shown(one.name) for one in path.glob("*.pt")))
+        inside = first_three(sorted(spelt(one.name) for one in path.glob("*.pt")))
         raise KitError(f"{path} is a folder. Name the checkpoint in it{f': {inside}' if inside else ''}.")
     if not path.exists():
         raise KitError(f"There is no checkpoint {path}. Check the path.")
@@ -106,7 +106,7 @@ def _check_paths(path: Path, output: Path) -> None:
 
 def _damaged(path: Path, error: Exception) -> KitError:
     return KitError(
-        f"{path} is not a whole checkpoint of torch.save ({type(error).__name__}: {shown(error)}). "
+        f"{path} is not a whole checkpoint of torch.save ({type(error).__name__}: {spelt(error)}). "
         "Delete it and fetch it again; a file of another kind cannot be converted."
     )
 
@@ -164,12 +164,12 @@ def _image_encoder(tree: Any) -> dict[str, Record]:
     ends = [name.removesuffix("class_embedding") for name in tensors if name.endswith("class_embedding")]
     found = [end for end in ends if f"{end}conv1.weight" in tensors and end[-1:] in ("", ".")]
     if len(found) > 1:
-        named = " and ".join(f"'{shown(one)}'" for one in found)
+        named = " and ".join(f"'{spelt(one)}'" for one in found)
         raise KitError(
             f"it holds {len(found)} image encoders, {named}. Save the one that is wanted in a file of its own"
         )
     if not found:
-        named = first_three([f"'{shown(name)}'" for name in tensors]) or "no tensors at all"
+        named = first_three([f"'{spelt(name)}'" for name in tensors]) or "no tensors at all"
         raise KitError(f"it holds no open_clip image encoder, but {named}. Give the file of an encoder, not of a head")
     (prefix,) = found
     return {name.removeprefix(prefix): record for name, record in tensors.items() if name.startswith(prefix)}

@@ -13,7 +13,7 @@ from typing import IO, Any, ClassVar
 import torch
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -125,7 +125,7 @@ class _Unpickler(pickle._Unpickler):
         module = {"__builtin__": "builtins"}.get(module, module)  # as Python 2 called it, and protocol 2 still does
         if (module, name) not in NAMES and not module.startswith(MODULES):
             raise KitError(
-                f"it refers to `{shown(f'{module}.{name}')}`, which no image encoder needs. Reading it could run what "
+                f"it refers to `{spelt(f'{module}.{name}')}`, which no image encoder needs. Reading it could run what "
                 "somebody put there, so nothing was read. Get the file from its authors again, or ask them for "
                 "safetensors"
             )
@@ -139,7 +139,7 @@ class _Unpickler(pickle._Unpickler):
         name = storage.__name__
         known = kind == "storage" and name in STORAGES and isinstance(key, str | int) and isinstance(count, int)
         if not known or count < 0 or any(what[4:]):
-            raise KitError(f"it holds numbers of an unknown kind ({shown(name)}). Store them as float32")
+            raise KitError(f"it holds numbers of an unknown kind ({spelt(name)}). Store them as float32")
         return Storage(name, str(key), count)
 
     def measure(self, made: tuple[Any, ...]) -> None:

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from huggingface_hub import HfApi, constants
 from huggingface_hub.hf_api import RepoFile
 
-from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, intact, locked, sealed
+from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, ensure, intact, sealed
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub import explained, retried
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Which
 
 WHICH: tuple[Which, ...] = ("train", "test")
@@ -73,34 +73,27 @@ def located(task: HubTask, which: Which) -> Source:
     Raises:
         KitError: the hub cannot be reached, or has no such data set, configuration or split.
     """
-    source = known_source(task, which)
-    if source is not None:  # read without a lock: a cache that can only be read serves too
-        return source
+
+    def ask() -> None:
+        # Both splits are asked for, so that they are of one commit whenever each of them is wanted.
+        for split, source in _ask(task, which).items():
+            with sealed(place(task, split)) as temporary:
+                temporary.write_text(json.dumps(asdict(source), indent=1), encoding="utf-8")
+
     path = place(task, split_name(task, which))
-    with locked(path):
-        source = known_source(task, which)
-        if source is None:
-            # Both splits are asked for, so that they are of one commit whenever each of them is wanted.
-            found = _ask(task, which)
-            for split in found:
-                with sealed(place(task, split)) as temporary:
-                    temporary.write_text(json.dumps(asdict(found[split]), indent=1), encoding="utf-8")
-            source = found[split_name(task, which)]
-    return source
+    ensure(ask, path)
+    return _read(path)
 
 
 def known_source(task: HubTask, which: Which) -> Source | None:
     """Return what `located` found earlier, or None if there is nothing whole; nothing is asked of the hub."""
-    split = split_name(task, which)
-    path = place(task, split)
-    if not intact(path):
-        return None
+    path = place(task, split_name(task, which))
+    return _read(path) if intact(path) else None
+
+
+def _read(path: Path) -> Source:
     stored = json.loads(path.read_text(encoding="utf-8"))
-    source = Source(**{**stored, "files": tuple(HubFile(**file) for file in stored["files"])})
-    if (source.dataset, source.split) == (task.dataset, split):
-        return source
-    print(f"{path} is of another data set: it is made anew.", flush=True)
-    return None
+    return Source(**{**stored, "files": tuple(HubFile(**file) for file in stored["files"])})
 
 
 def place(task: HubTask, split: str) -> Path:
@@ -134,7 +127,7 @@ def _ask(task: HubTask, which: Which) -> dict[str, Source]:
     if split_name(task, which) not in paths:
         raise KitError(
             f"Task '{task.name}': the data set {task.dataset} at commit {commit[:12]} has no split "
-            f"'{split_name(task, which)}', but {shown(', '.join(paths))}. {CHANGED}"
+            f"'{split_name(task, which)}', but {spelt(', '.join(paths))}. {CHANGED}"
         )
     splits = [split for split in wanted if split in paths]
     listed = [path for split in splits for path in paths[split]]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.words import shown
+from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import Weights, first_three
 
@@ -154,7 +154,7 @@ def _depth(names: Iterable[str], pattern: str) -> int:
 def _check_names(expected: Iterable[str], found: Iterable[str], what: str) -> None:
     expected, found = dict.fromkeys(expected), dict.fromkeys(found)
     problems = [f"'{name}' is missing" for name in expected if name not in found]
-    problems += [f"'{shown(name)}' is not known" for name in found if name not in expected]
+    problems += [f"'{spelt(name)}' is not known" for name in found if name not in expected]
     if problems:
         raise KitError(
             f"These are not the weights of {what}: {first_three(problems)}. "

@@ -3,7 +3,7 @@
 LENGTH = 300
 
 
-def shown(words: object) -> str:
+def spelt(words: object) -> str:
     """Return `words` on one line, with escapes and other control characters spelt out, cut off after LENGTH."""
     text = str(words)
     plain = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text[: LENGTH + 1])
