@@ -7,7 +7,7 @@ the *held-out* images, so that a recipe can be chosen without a look at the test
 
 import json
 import statistics
-import time
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -59,9 +59,8 @@ def measure(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Return the properties of one recipe's experts, and what merges of eight and of twenty give on held-out images."""
     miniature.RECIPE = recipe
     suite = miniature.load("miniature", torch.device("cpu"))
-    begun = time.perf_counter()
     suite.prepare(tuple(suite.tasks), workers=1)
-    found: dict[str, Any] = {"recipe": asdict(recipe), "seconds of fine-tuning": round(time.perf_counter() - begun)}
+    found: dict[str, Any] = {"recipe": asdict(recipe)}
     for tasks in (suite.names("eight"), suite.names("twenty")):
         shape = geometry.lengths_and_angles(suite.base, {task: suite.experts[task] for task in tasks})
         cosines = [float(shape.cosines[i][j]) for i in range(len(tasks)) for j in range(i)]
@@ -84,11 +83,13 @@ def main(
     """Fine-tune the twenty experts by one recipe, with one process and one thread, and report on them."""
     torch.set_num_threads(1)
     recipe = Recipe(steps=steps, learning_rate=learning_rate, batch_size=64)
-    name = f"expert_recipes-{steps}-{learning_rate:g}"
-    report = {"machine": models.machine(), **measure(recipe, results / "records" / name)}
+    with tempfile.TemporaryDirectory() as records:
+        report = {"machine": models.machine(), **measure(recipe, Path(records))}
     print(json.dumps(report, indent=1))
     results.mkdir(parents=True, exist_ok=True)
-    (results / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (results / f"expert_recipes-{steps}-{learning_rate:g}.json").write_text(
+        json.dumps(report, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """A profile is found from anywhere in the project, and what is wrong with one is said in words."""
 
+import ast
 import re
 from pathlib import Path
 
+import papermill
 import pytest
 
 from mergekit_lite.errors import KitError
@@ -96,3 +98,23 @@ def test_a_folder_in_a_profiles_place_is_worded(tmp_path: Path) -> None:
     (tmp_path / "profiles" / "odd.yaml").mkdir(parents=True)
     with pytest.raises(KitError, match="cannot be read"):
         profiles.load("odd", tmp_path)
+
+
+SCHEDULE = (
+    *("steps", "learning_rate", "task_wise_learning_rate", "images_per_task", "curve_images", "inner_steps"),
+    *("inner_learning_rate", "simplex_learning_rate", "samples", "multi_task_steps", "multi_task_learning_rate"),
+)
+
+
+@pytest.mark.parametrize("parameter", SCHEDULE)
+def test_the_miniature_has_one_schedule_in_all_its_notebooks(parameter: str) -> None:
+    """So that the book's comparisons are of one budget, and notebooks share records."""
+    root = Path(__file__).parents[1]
+    values: dict[str, set[str]] = {}
+    for profile in ("miniature", "miniature-seeds"):
+        for name, chosen in profiles.load(profile, root).notebooks.items():
+            known = papermill.inspect_notebook(root / "notebooks" / f"{name}.ipynb")
+            if parameter in known:
+                value = chosen.get(parameter, ast.literal_eval(known[parameter]["default"]))
+                values.setdefault(str(value), set()).add(name)
+    assert len(values) == 1, values
