@@ -1,8 +1,8 @@
 """What hard and soft FW-Merging share: the pool, the starting point and the gradient (Chen et al. 2025).
 
-The task losses are minimised over the convex hull of the experts. Each iteration asks the linear minimisation oracle
-(`oracle.py`) which vertices the gradient favours; `hard.py` steps towards one of them, `soft.py` learns how to mix
-several.
+The task losses are minimised over the convex hull of the experts; the start may lie outside. Each iteration asks the
+linear minimisation oracle (`oracle.py`) which vertices the gradient favours; `hard.py` steps towards one of them,
+`soft.py` learns how to mix several.
 """
 
 from collections.abc import Iterable, Mapping

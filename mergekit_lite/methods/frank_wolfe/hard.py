@@ -92,7 +92,8 @@ def hard_step(
         theta: the current weights.
         gradient: of the loss there, for every tensor.
         vertices: V models; of vertices with equal scores the first one is picked.
-        rate: :math:`\gamma`; up to 1 the step stays within the hull.
+        rate: :math:`\gamma`; up to 1, a step from inside the hull ends inside, and one from outside comes nearer; into
+            the hull it surely gets only at 1.
         granularity: whether all tensors go to the same vertex.
         merge: :math:`\phi` is the identity for "task_arithmetic" and trims for "ties_merging".
         lengths: (V, L) from `norms`: compare vertices by cosines, not by inner products.
@@ -108,7 +109,7 @@ def towards(
     """Return theta moved towards a vertex by `rate`, in new memory; see `hard_step`.
 
     TIES has only one vector to merge here, so that there is nothing to elect a sign against: what is left of it is to
-    keep the largest entries of the difference. Such a step ends outside the hull of the models.
+    keep the largest entries of the difference. As a rule such a step leaves the hull of the models.
     """
     least = cutoff(theta, vertex, DENSITY) if merge == "ties_merging" else 0.0
     moved: Weights = {}
@@ -155,7 +156,9 @@ def hard_frank_wolfe(
         granularity: go to one "model" as a whole, or choose for each "tensor" (the paper's layer-wise variant). There a
             tensor stays if its gradient is zero but for rounding.
         step_size: factor of :math:`2/(t+2)`: the sources' step size times the scaling :math:`\lambda` of their merge
-            function; 1 is Frank-Wolfe proper. At most 1, steps stay inside the hull.
+            function; 1 is Frank-Wolfe proper. At most 1, steps from inside the hull end inside. The default start is
+            outside: its coefficients sum to 0.3 K, 2.4 for eight experts. Each step brings that sum nearer to 1, but
+            one with a factor below 1 never there.
         merge: "task_arithmetic" adds the scaled difference; "ties_merging" adds its largest entries only, see
             `towards`.
         start: "base", or a registered method that is run with its default parameters on the same pool and data.
@@ -170,7 +173,8 @@ def hard_frank_wolfe(
 
     Returns:
         The merged weights. The trace has "vertices" and "tensors" (their names), "start", and a value per iteration,
-        all measured before its step, of: "loss"; "gap", the duality gap, negative only outside the hull; "descent",
+        all measured before its step, of: "loss"; "gap", the duality gap, negative only outside the hull (for a convex
+        loss, no point of the hull is then better); "descent",
         :math:`\langle g, \theta - s \rangle` of the chosen vertex, which is the gap if that was chosen by inner
         product; "step", the whole factor; "chosen", a vertex, or for each tensor a vertex or None where it stayed; and
         "scores" by vertex, summed over tensors. "stopped" says why it ended early.

@@ -116,8 +116,8 @@ def duality_gap(own: Tensor, products: Tensor, granularity: Granularity) -> floa
     """Return the Frank-Wolfe gap, the largest <g, theta - s> over the feasible set (Jaggi 2013, section 2).
 
     Where theta is feasible it is zero or more, and bounds from above how far a convex loss is from its minimum.
-    It is negative only for a theta outside the hull, such as a pre-trained model that is no vertex. The gap of a sum of
-    losses takes the sums of the inner products.
+    It is negative only for a theta outside that set, such as a pre-trained model that is no vertex; for a convex loss,
+    no point of the set is then better than theta. The gap of a sum of losses takes the sums of the inner products.
 
     Args:
         own: (L,) inner products of gradient and theta.
