@@ -70,8 +70,8 @@ class FakeSuite:
         return partial(fake_suite, self.name, self.seed)
 
     def split(self, task: str, which: Literal["train", "held-out", "test"]) -> Split:
-        images, labels = self._splits[task]
-        return Split(images[::-1][:25], labels[:25]) if which == "held-out" else Split(images, labels)
+        split = self._splits[task]
+        return Split(split.images[::-1][:25], split.labels[:25]) if which == "held-out" else split
 
     def data_hash(self, task: str, which: str) -> str:
         return content_hash([task, self.seed, which])

@@ -23,6 +23,7 @@ COMMANDS = "<!-- the commands -->"
 EXERCISES = "<!-- the exercises of {folder} -->"
 SCHEDULES = "<!-- the schedules -->"
 MEMORY = "<!-- the peak memory -->"
+RECIPES = "<!-- the recipes that were tried -->"
 
 _FOLDERS = {"the notebooks": EXECUTED, "the methods": "book/methods/"}
 _RANGE = re.compile(r"~?(?:typing\.)?Annotated\[([\w.~]+(?:\[.*?\])?), ~?[\w.]+\((?:[^()]*|annotation=.*?\])\)\]")
@@ -74,6 +75,12 @@ def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
         (measured,) = (root / "benchmarks" / "results").glob("fw_memory-*.json")
         app.env.note_dependency(str(measured))
         source[0] = source[0].replace(MEMORY, memory_table(json.loads(measured.read_text(encoding="utf-8"))))
+    if RECIPES in source[0]:
+        tried = sorted((root / "benchmarks" / "results").glob("expert_recipes-*.json"))
+        for path in tried:
+            app.env.note_dependency(str(path))
+        reports = [json.loads(path.read_text(encoding="utf-8")) for path in tried]
+        source[0] = source[0].replace(RECIPES, recipe_table(reports))
     for words, folder in _FOLDERS.items():
         mark = EXERCISES.format(folder=words)
         if mark in source[0]:
@@ -200,6 +207,31 @@ def exercises(text: str) -> list[str]:
     """Return the titles of the exercises in a page's Markdown: the bold words that begin its paragraphs."""
     section = re.search(r"^## Exercises?$(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     return _TITLE.findall(section[1]) if section else []
+
+
+def recipe_table(reports: Sequence[Mapping[str, Any]]) -> str:
+    """Return as a Markdown table what `benchmarks/expert_recipes.py` measured: a row per number of tasks and recipe."""
+    heads = ["Tasks", "Steps, learning rate", "Length", "Cosine", "Largest fifth", "Simple average"]
+    heads += ["Task Arithmetic at 0.3; best", "TIES at 0.3; best", "Fisher, RegMean", "TSV-M, Iso-C", "AdaMerging, ++"]
+    lines = [f"| {' | '.join(heads)} |", "| ---: | :--- |" + " ---: |" * (len(heads) - 2)]
+    for pool in ("8 tasks", "20 tasks"):
+        for report in reports:
+            recipe, found = report["recipe"], report[pool]
+            held: dict[str, float] = found["held-out"]
+            cells = [pool.split()[0], f"{recipe['steps']}, {recipe['learning_rate']:g}"]
+            cells += [f"{found['length in percent of the base']:.1f} %", f"{found['mean cosine']:.3f}"]
+            cells += [f"{100 * found['share of the largest fifth']:.0f} %", f"{held['simple_average']:.1f}"]
+            for method in ("task_arithmetic", "ties_merging"):
+                best = max((name for name in held if name.startswith(f"{method} at")), key=lambda name: held[name])
+                cells.append(f"{held[f'{method} at 0.3']:.1f}; {held[best]:.1f} ({best.split()[-1]})")
+            for pair in (
+                ("fisher_merging", "regmean"),
+                ("tsv_merging", "iso_c"),
+                ("layer_wise_adamerging", "layer_wise_adamerging_plus"),
+            ):
+                cells.append(", ".join(f"{held[name]:.1f}" for name in pair))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def memory_table(measured: Mapping[str, Any]) -> str:
