@@ -1,8 +1,8 @@
 """Does another fine-tuning recipe make the miniature's experts more like CLIP's own, and what would merging them give?
 
 Each recipe's experts are fine-tuned and kept in the cache, in the first seed. What is reported are properties that need
-no merge (length, mean cosine and concentration of the task vectors, the experts' accuracy), and accuracies of merges on
-the *held-out* images, so that a recipe can be chosen without a look at the test images.
+no merge (length, cosines and concentration of the task vectors), and accuracies of the experts and of merges on the
+*held-out* images, so that a recipe can be chosen without a look at the test images.
 """
 
 import json
@@ -16,16 +16,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import models
+from benchmarks import measuring, models
 from mergekit_lite import study
 from mergekit_lite.analysis import geometry
+from mergekit_lite.pipeline import profiles
 from mergekit_lite.suites import miniature
 from mergekit_lite.suites.miniature.experts import Recipe
 from mergekit_lite.weights import difference
 
 COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-ADAPTIVE = {"steps": 200, "learning_rate": 0.01, "images_per_task": 8}
-"""The schedule of profiles/miniature.yaml."""
+BOOK = profiles.load("miniature", measuring.ROOT).notebooks["eight_tasks"]
+ADAPTIVE = {name: BOOK[name] for name in ("steps", "learning_rate", "images_per_task")}
+"""The book's schedule of AdaMerging."""
 
 
 def concentration(suite: miniature.Miniature, tasks: Sequence[str]) -> float:

@@ -83,7 +83,7 @@ def main(
             slow = method in SLOW
             depth, chosen = (min(slow_blocks, blocks), [sizes[0], sizes[-1]]) if slow else (blocks, sizes)
             if method in HOLDING:
-                chosen = [size for size in sizes if size <= MOST]
+                chosen = [size for size in sizes if size <= MOST] or sizes[:1]
             place = models.write_models(written, distinct, blocks=depth, width=width)
             models.link_models(place, distinct, max(sizes))
             peaks, libraries = {}, None

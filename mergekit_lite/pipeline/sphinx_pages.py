@@ -72,15 +72,10 @@ def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
             app.env.note_dependency(str(path))
         source[0] = source[0].replace(SCHEDULES, schedule_table(schedules(root)))
     if MEMORY in source[0]:
-        (measured,) = (root / "benchmarks" / "results").glob("fw_memory-*.json")
-        app.env.note_dependency(str(measured))
-        source[0] = source[0].replace(MEMORY, memory_table(json.loads(measured.read_text(encoding="utf-8"))))
+        (measured,) = _results(app, root, "fw_memory")
+        source[0] = source[0].replace(MEMORY, memory_table(measured))
     if RECIPES in source[0]:
-        tried = sorted((root / "benchmarks" / "results").glob("expert_recipes-*.json"))
-        for path in tried:
-            app.env.note_dependency(str(path))
-        reports = [json.loads(path.read_text(encoding="utf-8")) for path in tried]
-        source[0] = source[0].replace(RECIPES, recipe_table(reports))
+        source[0] = source[0].replace(RECIPES, recipe_table(_results(app, root, "expert_recipes")))
     for words, folder in _FOLDERS.items():
         mark = EXERCISES.format(folder=words)
         if mark in source[0]:
@@ -89,6 +84,14 @@ def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
             for path in pages:
                 app.env.note_dependency(str(path))
             source[0] = source[0].replace(mark, exercise_list(pages, (root / docname).parent))
+
+
+def _results(app: "Sphinx", root: Path, script: str) -> list[dict[str, Any]]:
+    """Return what a script of `benchmarks` measured, a report per file; the page is made anew when one changes."""
+    paths = sorted((root / "benchmarks" / "results").glob(f"{script}-*.json"))
+    for path in paths:
+        app.env.note_dependency(str(path))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def commands() -> str:
