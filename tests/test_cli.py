@@ -126,7 +126,7 @@ def test_commands_hand_over_what_they_were_given(root: Path, monkeypatch: pytest
 
 
 def test_other_exceptions_keep_their_traceback() -> None:
-    from mergekit_lite.cli import worded
+    from mergekit_lite.cli.wording import worded
 
     def broken() -> None:
         raise ZeroDivisionError

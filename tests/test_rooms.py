@@ -8,7 +8,7 @@ import mergekit_lite
 
 PACKAGE = Path(mergekit_lite.__file__).parent
 ROOMS = (
-    *("cli", "pipeline", "figures", "analysis", "study", "suites", "methods", "weights", "weight_files"),
+    *("cli", "course", "pipeline", "figures", "analysis", "study", "suites", "methods", "weights", "weight_files"),
     *("workers", "machine", "fingerprints", "syntax", "cache", "errors", "__init__"),
 )
 """From the roof to the ground: data walks up, imports go down."""

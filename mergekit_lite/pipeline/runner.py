@@ -180,7 +180,8 @@ def library_hash() -> str:
     """
     package = Path(__file__).parents[1]
     files = sorted(path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    drivers = (package / "pipeline", package / "cli.py")  # these drive a run: what a notebook shows is not theirs
+    # These drive a run, or use what it made: what a notebook shows is not theirs.
+    drivers = (package / "pipeline", package / "cli", package / "course")
     hashes = {
         path.relative_to(package).as_posix(): _code_hash(path) if path.suffix == ".py" else file_digest(path)
         for path in files

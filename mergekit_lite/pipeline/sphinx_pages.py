@@ -64,7 +64,8 @@ def _keep_colons(app: "Sphinx", what: str, name: str, obj: Any, options: Any, li
 
 def _fill_in(app: "Sphinx", docname: str, source: list[str]) -> None:
     if COMMANDS in source[0]:
-        app.env.note_dependency(str(Path(__file__).parents[1] / "cli.py"))
+        for path in sorted((Path(__file__).parents[1] / "cli").glob("*.py")):
+            app.env.note_dependency(str(path))
         source[0] = source[0].replace(COMMANDS, commands())
     root = Path(app.srcdir)
     if SCHEDULES in source[0]:

@@ -1,18 +1,14 @@
 """The command `mergekit-lite`. Each command imports what it needs when it is called, so that help comes at once."""
 
-import errno
-import functools
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated
 
 import typer
 
+from mergekit_lite.cli.course import app as course
+from mergekit_lite.cli.wording import worded
 from mergekit_lite.errors import KitError
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 app = typer.Typer(
     name="mergekit-lite",
@@ -22,36 +18,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def escaped(text: str) -> str:
-    """Return `text` with all that a terminal would obey, such as its escape character, spelt out; lines stay lines."""
-    return "".join(
-        one if one.isprintable() or one == "\n" else one.encode("unicode_escape", "backslashreplace").decode()
-        for one in text
-    )
-
-
-def worded(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Print what the user can mend as one error message, without a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        try:
-            return command(*args, **kwargs)
-        except KitError as error:
-            typer.echo(f"Error: {escaped(str(error))}", err=True)
-            raise typer.Exit(1) from None
-        except OSError as error:  # of the system's own, such as a folder that was removed while we worked in it
-            if error.errno == errno.EPIPE:  # `| head`: typer ends in silence
-                raise
-            typer.echo(f"Error: {escaped(str(error))}. Check that file or folder, and try again.", err=True)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            typer.echo("Interrupted. What was finished is kept: run the same command again to resume.", err=True)
-            raise typer.Exit(130) from None
-
-    return wrapped
+app.add_typer(course, name="course")
 
 
 def _at_home(path: Path | None) -> Path | None:

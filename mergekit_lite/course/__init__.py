@@ -1,0 +1,1 @@
+"""Coursework: hands out, checks, grades and ranks methods that students write."""
