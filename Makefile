@@ -5,6 +5,9 @@
 # Another interpreter: make PYTHON=/path/to/python3.12 book
 PYTHON ?= python3
 
+# A book without the solutions of its exercises: make html SOLUTIONS=0
+SOLUTIONS ?= 1
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -15,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo 'make book     install, run the miniature experiments, build the book: book/_build/html/index.html'
-	@echo 'make html     build the book only, from the notebooks that were promoted before'
+	@echo 'make html     build the book only, from the notebooks that were promoted before; SOLUTIONS=0 leaves out solutions'
 	@echo 'make test     install, then lint, types and tests'
 	@echo 'make bench    speed and memory against plain implementations and peers, on the CPU (an hour)'
 	@echo 'make bench-gpu  the same for one GPU'
@@ -30,7 +33,7 @@ book: $(INSTALLED)
 	$(BIN)/mergekit-lite book
 
 html: $(INSTALLED)
-	$(BIN)/mergekit-lite book
+	$(BIN)/mergekit-lite book $(if $(filter 0,$(SOLUTIONS)),--no-solutions)
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -94,7 +94,7 @@ def test_outside_a_project_it_says_where_to_go(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_interrupt_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(root: Path) -> Path:
+    def interrupted(root: Path, *, with_solutions: bool) -> Path:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(book, "build_book", interrupted)
@@ -153,7 +153,7 @@ def test_other_exceptions_keep_their_traceback() -> None:
 def test_a_terminal_obeys_nothing_that_an_error_quotes(
     error: Exception, words: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(root: Path) -> Path:
+    def broken(root: Path, *, with_solutions: bool) -> Path:
         raise error
 
     monkeypatch.setattr(book, "build_book", broken)

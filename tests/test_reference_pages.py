@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from mergekit_lite import cli, figures, study
 from mergekit_lite.methods import all_methods
-from mergekit_lite.pipeline import sphinx_pages
+from mergekit_lite.pipeline import solutions, sphinx_pages
 from mergekit_lite.pipeline.book import toc_pages
 from mergekit_lite.pipeline.profiles import load
 from mergekit_lite.pipeline.runner import notebook_parameters
@@ -93,11 +93,18 @@ def test_published_numbers_in_prose_are_in_the_reference() -> None:
 
 def test_the_command_line_page_has_every_command_and_option() -> None:
     sections = dict(
-        re.findall(r"^## `mergekit-lite (\w+)`\n(.*?)(?=^## |\Z)", sphinx_pages.commands(), flags=re.M | re.S)
+        re.findall(r"^###? `mergekit-lite ([\w ]+)`\n(.*?)(?=^###? |\Z)", sphinx_pages.commands(), flags=re.M | re.S)
     )
-    assert list(sections) == [one.callback.__name__ for one in cli.app.registered_commands if one.callback]
+    groups = [(group.name, group.typer_instance) for group in cli.app.registered_groups if group.typer_instance]
+    ours = [one.callback.__name__ for one in cli.app.registered_commands if one.callback]
+    for name, group in groups:
+        of_group = [one.callback.__name__ for one in group.registered_commands if one.callback]
+        ours += [str(name), *(f"{name} {command}" for command in of_group)]
+    assert list(sections) == ours
     for command, section in sections.items():
-        shown = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
+        shown = (
+            CliRunner().invoke(cli.app, [*command.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
+        )
         options = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
         assert set(options.findall(section)) == set(options.findall(shown)), command
 
@@ -119,12 +126,14 @@ def test_exercises_are_listed_with_a_link_to_their_page(tmp_path: Path) -> None:
     one, two, three = (tmp_path / "methods" / f"{name}.md" for name in ("one", "two", "three"))
     one.parent.mkdir()
     one.write_text(
-        "# One\n\n**Not.**\n\n## Exercises\n\n**1. Is it so?** Try.\n\n**2. Why.** Say.\n\n## After\n\n**Nor.**\n"
+        "# One\n\n**Not.**\n\n## Exercises\n\n**1. Is it so?** Try.\n\n*Easy, 20 minutes.*\n\n"
+        ":::{dropdown} A solution\n**No.**\n:::\n\n**2. Why.** Say.\n\n## After\n\n**Nor.**\n"
     )
     two.write_text("# Two\n\n## Exercise\n\n**Alone.** Do it.\n")
     three.write_text("# Three\n")
     assert sphinx_pages.exercise_list([one, two, three], tmp_path) == (
-        "[One](methods/one.md#exercises)\n: * Is it so?\n  * Why\n\n[Two](methods/two.md#exercise)\n: * Alone\n"
+        "[One](methods/one.md#exercises)\n: * Is it so? (easy, 20 minutes)\n  * Why\n\n"
+        "[Two](methods/two.md#exercise)\n: * Alone\n"
     )
 
 
@@ -165,7 +174,7 @@ def test_coursework_lists_the_exercises_of_every_notebook() -> None:
     assert sphinx_pages.EXERCISES.format(folder="the methods") in COURSEWORK
     for page in toc_pages(ROOT):
         template = ROOT / "notebooks" / f"{Path(page).name}.ipynb"
-        if page.startswith("book/executed/") and template.exists():
+        if page.startswith("book/executed/") and template.exists() and not page.endswith(solutions.SUFFIX):
             assert sphinx_pages.exercises(sphinx_pages._text(template)), f"{template.name} has no exercises"
 
 

@@ -90,7 +90,11 @@ def promote(
 
 @app.command()
 @worded
-def book() -> None:
+def book(
+    solutions: Annotated[
+        bool, typer.Option(help="With the solutions of the exercises, or without, for students to read.")
+    ] = True,
+) -> None:
     """Build the book from its pages and the promoted notebooks; warnings are errors.
 
     Example: `mergekit-lite book`
@@ -99,7 +103,7 @@ def book() -> None:
     from mergekit_lite.pipeline.book import build_book
 
     root = profiles.find_root()
-    typer.echo(build_book(root).relative_to(root))
+    typer.echo(build_book(root, with_solutions=solutions).relative_to(root))
 
 
 @app.command()

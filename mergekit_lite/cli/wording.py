@@ -1,4 +1,4 @@
-"""What commands tell a user who can mend something: one message, without a traceback and without a terminal's commands."""
+"""What commands tell a user who can mend something: one message, without a traceback or a terminal's commands."""
 
 import errno
 import functools

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mergekit_lite.errors import KitError
+from mergekit_lite.pipeline import solutions
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -23,25 +24,36 @@ _JUPYTER_BOOK = "from jupyter_book.cli.main import main; main(prog_name='jupyter
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def build_book(root: Path) -> Path:
+def build_book(root: Path, *, with_solutions: bool = True) -> Path:
     """Build the book of the checkout at `root` and return the path of its first page.
 
     Every warning is an error, and all are collected before the build fails. Pages that did not change are not built
     again.
+
+    Args:
+        root: the project's folder.
+        with_solutions: show how the exercises are solved and quizzes are answered. The book without that lies in a
+            folder of its own, ``build/book-without-solutions/``, and holds them nowhere, not in its sources either.
 
     Raises:
         KitError: there is no book at `root`, an executed notebook is missing, Jupyter Book is not installed, or the
             build found mistakes (they are listed).
     """
     _check_sources(root)
-    output = root / "book" / "_build"
+    place = root / "book" if with_solutions else root / "build" / "book-without-solutions"
+    output = place / "_build"
     log = output / "build.log"
     output.mkdir(parents=True, exist_ok=True)
-    options = [".", "--path-output", "book", "-n", "-W", "--keep-going"]
+    options = [".", "--path-output", str(place.relative_to(root)), "-n", "-W", "--keep-going"]
+    if not with_solutions:
+        toc = place / "_toc.yml"
+        contents = solutions.toc_without_solutions((root / "_toc.yml").read_text(encoding="utf-8"))
+        toc.write_text(contents, encoding="utf-8")
+        options += ["--toc", str(toc)]
     done = subprocess.run(
         [sys.executable, "-c", _JUPYTER_BOOK, "build", *options],
         cwd=root,
-        env={**os.environ, "NO_COLOR": "1", "PYTHONUTF8": "1"},
+        env={**os.environ, "NO_COLOR": "1", "PYTHONUTF8": "1", solutions.SWITCH: str(int(with_solutions))},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -57,6 +69,8 @@ def build_book(root: Path) -> Path:
         # Pages already read would be silent next time: with them gone, every mistake is found again until it is mended.
         shutil.rmtree(output / ".doctrees", ignore_errors=True)
         raise KitError(_explain(text, log, root))
+    if not with_solutions:
+        solutions.strip_sources(index.parent / "_sources")
     return index
 
 

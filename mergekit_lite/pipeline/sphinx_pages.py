@@ -28,6 +28,8 @@ RECIPES = "<!-- the recipes that were tried -->"
 _FOLDERS = {"the notebooks": EXECUTED, "the methods": "book/methods/"}
 _RANGE = re.compile(r"~?(?:typing\.)?Annotated\[([\w.~]+(?:\[.*?\])?), ~?[\w.]+\((?:[^()]*|annotation=.*?\])\)\]")
 _TITLE = re.compile(r"^\*\*(?:\d+\. )?(.+?)\.?\*\*", flags=re.MULTILINE)
+_DROPDOWN = re.compile(r"^(:{3,})\{dropdown\} .*?^\1$", flags=re.MULTILINE | re.DOTALL)
+_EFFORT = re.compile(r"^\*(Easy|Medium|Hard), (\d+) minutes\.\*$", flags=re.MULTILINE)
 
 
 def setup(app: "Sphinx") -> dict[str, bool]:
@@ -208,9 +210,18 @@ def _text(path: Path) -> str:
 
 
 def exercises(text: str) -> list[str]:
-    """Return the titles of the exercises in a page's Markdown: the bold words that begin its paragraphs."""
+    """Return the titles of the exercises in a page's Markdown, with level and time where the page gives them.
+
+    A title is the bold words that begin a paragraph outside the drop-downs, an effort a line ``*Easy, 20 minutes.*``.
+    """
     section = re.search(r"^## Exercises?$(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    return _TITLE.findall(section[1]) if section else []
+    tasks = _DROPDOWN.sub("", section[1]) if section else ""
+    titles = list(_TITLE.finditer(tasks))
+    found = []
+    for title, end in zip(titles, [*(one.start() for one in titles[1:]), len(tasks)], strict=True):
+        effort = _EFFORT.search(tasks, title.end(), end)
+        found.append(title[1] + (f" ({effort[1].lower()}, {effort[2]} minutes)" if effort else ""))
+    return found
 
 
 def recipe_table(reports: Sequence[Mapping[str, Any]]) -> str:
