@@ -216,11 +216,11 @@ def exercises(text: str) -> list[str]:
     """
     section = re.search(r"^## Exercises?$(.*?)(?=^## |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     tasks = _DROPDOWN.sub("", section[1]) if section else ""
-    titles = list(_TITLE.finditer(tasks))
+    parts = _TITLE.split(tasks)[1:]  # a title, what follows it, the next title, ...
     found = []
-    for title, end in zip(titles, [*(one.start() for one in titles[1:]), len(tasks)], strict=True):
-        effort = _EFFORT.search(tasks, title.end(), end)
-        found.append(title[1] + (f" ({effort[1].lower()}, {effort[2]} minutes)" if effort else ""))
+    for title, words in zip(parts[::2], parts[1::2], strict=True):
+        effort = _EFFORT.search(words)
+        found.append(title + (f" ({effort[1].lower()}, {effort[2]} minutes)" if effort else ""))
     return found
 
 
