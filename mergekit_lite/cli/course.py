@@ -48,3 +48,27 @@ def export(
     if not otter:
         raise KitError("Say for which grader: add --otter, the one that there is.")
     typer.echo(otter_grader.export(notebook, output))
+
+
+@app.command()
+@worded
+def grade(
+    submissions: Annotated[
+        Path, typer.Argument(metavar="SUBMISSIONS", help="A folder with a file, notebook or folder for each student.")
+    ],
+    plan: Annotated[Path, typer.Option("--plan", metavar="FILE", help="Pools, limits and points: a plan.yaml.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="For grades and pages.")],
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Submissions at once; 0 is one per core.")] = 0,
+) -> None:
+    """Grade what students handed in: a table, a page for each student, and a leaderboard.
+
+    Each submission merges in processes that hold no labels, and is measured from outside. The same command resumes;
+    a submission is graded again when it, the plan or the kit has changed. Code that attacks the machine itself is for
+    a container: the book's page about coursework has the line.
+
+    Example: `mergekit-lite course grade submissions --plan plan.yaml -o grades`
+    """
+    from mergekit_lite.course import grading, reports
+
+    for path in reports.write(grading.grade(submissions, plan, output, workers or None), output):
+        typer.echo(path)
