@@ -59,6 +59,7 @@ class Pico:
         heads: task -> head (C, 8): rows of unit length, times `SCALE`.
         images: split, "train" or "test" -> task -> images (48, 3, 8, 8) uint8.
         labels: split -> task -> labels (48,) int64.
+        drawn_as: task -> the name that its batches are drawn by, so that a task may be renamed and its batches stay.
     """
 
     base: Weights
@@ -66,6 +67,7 @@ class Pico:
     heads: dict[str, Tensor]
     images: dict[str, dict[str, Tensor]]
     labels: dict[str, dict[str, Tensor]]
+    drawn_as: dict[str, str]
 
     @staticmethod
     def encode(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -88,7 +90,8 @@ class Pico:
         """Return the images as a method with this access may see them; see `study.task_data`."""
         which = "test" if access is Access.UNLABELLED else "train"
         heads = {task: head.clone() for task, head in self.heads.items()}
-        return PicoData(heads, access, self.images[which], self.labels[which] if access is Access.LABELLED else {})
+        labels = self.labels[which] if access is Access.LABELLED else {}
+        return PicoData(heads, access, self.images[which], labels, self.drawn_as)
 
     def accuracy(self, weights: Mapping[str, Tensor], task: str) -> float:
         """Return the accuracy in percent on the test images of `task`."""
@@ -105,6 +108,8 @@ class PicoData:
     access: Access
     images: Mapping[str, Tensor]
     labels: Mapping[str, Tensor]
+    drawn_as: Mapping[str, str]
+    fixed_seed: int | None = None  # draw the batches by it, whatever the method asks for
 
     def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """As `Pico.encode`."""
@@ -126,14 +131,16 @@ class PicoData:
             raise KitError("A method with data access 'none' asked for images. Register it with the access it has.")
         kept = IMAGES if keep is None else max(1, round(keep * IMAGES)) if isinstance(keep, float) else keep
         size = min(images_per_task, kept, IMAGES)
-        # The order depends on a task's name and the seed alone, so that other tasks beside it change nothing.
-        orders = {
-            task: cycle(np.random.default_rng([seed, crc32(task.encode())]).permutation(IMAGES)[:kept].tolist())
-            for task in self.images
-        }
+        orders = {task: self._order(task, seed, kept) for task in self.images}
         for _ in range(steps):
             rows = {task: [next(order) for _ in range(size)] for task, order in orders.items()}
             yield {task: self._examples(task, some) for task, some in rows.items()}
+
+    def _order(self, task: str, seed: int, kept: int) -> Iterator[int]:
+        """Return image numbers for ever; they depend on the task's name and the seed, and on no other task."""
+        seed = seed if self.fixed_seed is None else self.fixed_seed
+        generator = np.random.default_rng([seed, crc32(self.drawn_as[task].encode())])
+        return cycle(generator.permutation(IMAGES)[:kept].tolist())
 
     def _examples(self, task: str, rows: list[int]) -> Examples:
         images = self.images[task][rows]
@@ -168,7 +175,8 @@ def make(seed: int = 0, dtype: torch.dtype = torch.float64) -> Pico:
     def cast(weights: Mapping[str, Tensor]) -> Weights:
         return {name: tensor.to(dtype) for name, tensor in weights.items()}
 
-    return Pico(cast(base), {task: cast(expert) for task, expert in experts.items()}, cast(heads), images, labels)
+    whole = {task: cast(expert) for task, expert in experts.items()}
+    return Pico(cast(base), whole, cast(heads), images, labels, {task: task for task in CLASSES})
 
 
 def _trained(
