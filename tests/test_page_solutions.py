@@ -7,21 +7,23 @@ that a block looks at itself are those of a miniature with few pictures and hard
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 
 from mergekit_lite import study
-from mergekit_lite.cache import content_hash
+from mergekit_lite.cache import content_hash, intact
 from mergekit_lite.pipeline.sphinx_pages import exercises
 from mergekit_lite.study import Cell, Record
 from mergekit_lite.study.checks import resolved
 from mergekit_lite.study.records import read_record
-from mergekit_lite.suites import miniature
+from mergekit_lite.suites import load_suite, miniature
 from mergekit_lite.suites.miniature.experts import Recipe
 from mergekit_lite.suites.suite import Suite
 
@@ -92,19 +94,66 @@ def looked_up(suite: Suite, cells: Mapping[Any, Cell] | Sequence[Cell], **_: Any
 
 
 @pytest.fixture(scope="module")
-def small_miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def few_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the cache of the small miniature, which all tests here share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def small_miniature(few_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the miniature be one of few pictures, whose experts are hardly trained."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MERGEKIT_LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(miniature, "RECIPE", Recipe(steps=8, learning_rate=1e-3, batch_size=16))
-        for split, size in {"train": 80, "held-out": 60, "test": 60}.items():
-            patch.setitem(miniature.SIZES, split, size)
-        patch.setattr(study, "run", looked_up)
-        patch.setattr(plt, "show", lambda: plt.close("all"))
-        yield
+    monkeypatch.setenv("MERGEKIT_LITE_CACHE", str(few_pictures))
+    monkeypatch.setattr(miniature, "RECIPE", Recipe(steps=8, learning_rate=1e-3, batch_size=16))
+    monkeypatch.setattr(miniature, "SIZES", miniature.SIZES | {"train": 80, "held-out": 60, "test": 60})
+    monkeypatch.setattr(study, "run", looked_up)
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
 
 
 @every_exercise
 @pytest.mark.usefixtures("small_miniature")
 def test_the_code_of_a_solution_runs_and_what_it_asserts_holds(name: str) -> None:
-    exec(compile(code(name), name, "exec"), {"__name__": "__main__"})
+    run(name)
+
+
+def run(name: str) -> dict[str, Any]:
+    """Run the code of a solution; return its namespace."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code(name), name, "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Need the miniature's own experts; what studies ask still comes from records."""
+    suite = load_suite("miniature")
+    assert isinstance(suite, miniature.Miniature)
+    if not all(intact(suite.expert_file(task), say=False) for task in suite.names("eight")):
+        pytest.skip("the miniature's experts are not in the cache; `mergekit-lite run miniature` trains them")
+    monkeypatch.setattr(study, "run", looked_up)
+
+
+@pytest.mark.usefixtures("trained")
+def test_what_the_solutions_say_of_lengths_on_the_miniature() -> None:
+    found = run("averaging.md: A coefficient against the length of the merge")
+    vectors, orthogonal = found["vectors"], 8**-0.5
+    assert orthogonal < found["average"] < 1.1 * orthogonal
+    assert 0.3 * 8 * orthogonal < found["added"] < 1.1 * 0.3 * 8 * orthogonal
+    assert vectors.norms[0] < vectors.norms.mean()
+    apart = vectors.cosines[~torch.eye(8, dtype=torch.bool)]
+    assert (apart > 0).float().mean() > 0.5
+
+
+@pytest.mark.usefixtures("trained")
+def test_what_the_solutions_say_of_trimming_on_the_miniature() -> None:
+    found = run("sparse.md: What does trimming keep?")
+    assert 0.29 < found["longer"] < 0.32
+    assert 0.62 < found["share"] < 0.7
+    summed, ties = (fmean(column) for column in zip(*found["held"].values(), strict=True))
+    assert 0.38 < 0.3 * summed / ties < 0.42
+
+
+@pytest.mark.usefixtures("trained")
+def test_what_the_solutions_say_of_entropy_and_loss_on_the_miniature() -> None:
+    found = run("adamerging.md: How much are labels worth?")
+    assert set(found["misled"]) == {"landcover", "textures"}
+    assert (found["changed"]["entropy"] < 0).all()
