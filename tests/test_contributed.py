@@ -1,4 +1,4 @@
-"""What readers contributed to the leaderboard: each folder has a card, and its method passes what `course check` asks."""
+"""What readers contributed to the leaderboard: a folder has a card, and its method passes what `course check` asks."""
 
 from pathlib import Path
 
