@@ -19,6 +19,8 @@ import torch
 
 from mergekit_lite import study
 from mergekit_lite.cache import content_hash, intact
+from mergekit_lite.pipeline.book import toc_pages
+from mergekit_lite.pipeline.solutions import SUFFIX
 from mergekit_lite.pipeline.sphinx_pages import exercises
 from mergekit_lite.study import Cell, Record
 from mergekit_lite.study.checks import resolved
@@ -29,8 +31,10 @@ from mergekit_lite.suites.suite import Suite
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "book/methods").glob("*.md"))}
+QUIZZES = (ROOT / "book/quizzes.md").read_text(encoding="utf-8")
 RECORDS = [ROOT / "book/records/miniature", ROOT / "tests/records/miniature"]
 EFFORT = re.compile(r"^\*(Easy|Medium|Hard), (\d+) minutes\.\*$", flags=re.MULTILINE)
+WITHOUT_QUIZ = {"welcome", "real-models", "reproduce", "environment", "coursework", "quizzes", "references"}
 NO_CURVE = {"curve_every": 0, "curve_images": 0}
 
 
@@ -157,3 +161,27 @@ def test_what_the_solutions_say_of_entropy_and_loss_on_the_miniature() -> None:
     found = run("adamerging.md: How much are labels worth?")
     assert set(found["misled"]) == {"landcover", "textures"}
     assert (found["changed"]["entropy"] < 0).all()
+
+
+def test_every_chapter_that_teaches_has_a_quiz_with_an_answer_to_each_question() -> None:
+    chapters = re.split(r"^### .+\n", QUIZZES, flags=re.MULTILINE)[1:]
+    about = {link[1] for one in chapters if (link := re.match(r"\nAbout \[\]\((.+?)(?:\.md|\.ipynb)\)\.\n", one))}
+    assert len(about) == len(chapters)
+    taught = {page.removeprefix("book/") for page in toc_pages(ROOT)} - WITHOUT_QUIZ
+    assert about == {page for page in taught if not page.startswith("reference/") and not page.endswith(SUFFIX)}
+    for chapter in chapters:
+        questions = re.split(r"^\*\*\d\.\*\* ", chapter, flags=re.MULTILINE)[1:]
+        assert 3 <= len(questions) <= 5
+        for question in questions:
+            (answer,) = re.findall(r"^:::\{dropdown\} Answer$\n(.+?)^:::$", question, flags=re.MULTILINE | re.DOTALL)
+            choices = re.findall(r"^\* \((\w)\)", question.partition(":::")[0], flags=re.MULTILINE)
+            assert choices == list("abcd"[: len(choices)])
+            chosen = re.match(r"\((\w)\)", answer)
+            assert bool(chosen) is bool(choices)
+            assert not chosen or chosen[1] in choices
+
+
+def test_the_plan_of_the_course_has_every_chapter_that_a_quiz_is_about() -> None:
+    plan = (ROOT / "book/coursework.md").read_text(encoding="utf-8").partition("## A plan for four weeks")[2]
+    linked = re.findall(r"\[\]\((.+?)\)", plan.partition("\n## ")[0])
+    assert sorted(linked) == sorted(re.findall(r"^About \[\]\((.+?)\)\.$", QUIZZES, flags=re.MULTILINE))
