@@ -98,7 +98,7 @@ def _points(solutions: Iterable[Cell], notebook: str) -> float:
                 except ValueError as error:
                     raise KitError(f"{notebook}, cell {cell.number}: no points in `{tag}`. Write {POINTS}3.") from error
     total = sum(given) if given else 1.0
-    return int(total) if total.is_integer() else total
+    return int(total) if total == int(total) else total
 
 
 def _test(cell: Cell) -> NotebookNode:
@@ -119,10 +119,13 @@ def _marked_part(part: Part) -> list[str]:
     solution = [line for line in part.lines if "# starter:" not in line]
     first = next((line for line in [*solution, *part.starter] if line.strip()), "")
     indent = first[: len(first) - len(first.lstrip())]
-    lines = [f"{indent}{BEGIN} NO PROMPT", *solution, f"{indent}{END}"] if solution else []
+    lines = []
     if part.starter:
-        # For the solution's notebook this is a string that nobody uses; students get the lines in it.
+        # For the solution's notebook this is a string that nobody uses; students get the lines in it. It comes first,
+        # since the solution may end in a decorator.
         lines += [f'{indent}""" # BEGIN PROMPT', *part.starter, f'{indent}"""; # END PROMPT']
+    if solution:
+        lines += [f"{indent}{BEGIN} NO PROMPT", *solution, f"{indent}{END}"]
     return lines
 
 

@@ -1,6 +1,6 @@
 """Takes the solutions out of a notebook, which is the only source of an assignment: what is left is handed out.
 
-Cells are told apart by their tags: `solution` (see `starters`; Markdown is a solution as a whole), `grading` (tests that
+Cells are told apart by their tags: `solution` (see `starters`; Markdown is one as a whole), `grading` (tests that
 students do not get) and `tests` (those that they do). All other cells are handed out as they are.
 """
 
