@@ -62,7 +62,8 @@ while waiting:
     if hasattr(one, "split") and hasattr(one, "experts"):
         found.append(one)
     function = getattr(one, "__func__", one)
-    waiting.extend(cell.cell_contents for cell in getattr(function, "__closure__", None) or ())
+    cells = getattr(function, "__closure__", None)
+    waiting.extend(cell.cell_contents for cell in (cells if isinstance(cells, tuple) else ()))
     waiting.extend(vars(one).values() if hasattr(one, "__dict__") else ())
 try:
     found.extend(one for one in gc.get_objects() if hasattr(one, "labels") and hasattr(one, "images"))
