@@ -2,12 +2,13 @@
 
 Each solution's blocks run in one namespace. Whatever they ask of `study.run` is answered from records of the real
 miniature, found by their cells: those of the book, and those in `tests/records`, which were computed for solutions
-alone. So the assertions in the blocks are about real results, on every machine and in milliseconds. Weights and images
-that a block looks at itself are those of a miniature with few pictures and hardly trained experts.
+alone; ``python tests/test_page_solutions.py`` makes these again, in some twenty minutes. So the assertions in the
+blocks are about real results, on every machine and in milliseconds. Weights and images that a block looks at itself are
+those of a miniature with few pictures and hardly trained experts.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -19,12 +20,14 @@ import torch
 
 from mergekit_lite import study
 from mergekit_lite.cache import content_hash, intact
+from mergekit_lite.machine import versions
+from mergekit_lite.methods import all_methods
 from mergekit_lite.pipeline.book import toc_pages
 from mergekit_lite.pipeline.solutions import SUFFIX
 from mergekit_lite.pipeline.sphinx_pages import exercises
 from mergekit_lite.study import Cell, Record
 from mergekit_lite.study.checks import resolved
-from mergekit_lite.study.records import read_record
+from mergekit_lite.study.records import read_record, write_record
 from mergekit_lite.suites import load_suite, miniature
 from mergekit_lite.suites.miniature.experts import Recipe
 from mergekit_lite.suites.suite import Suite
@@ -32,7 +35,7 @@ from mergekit_lite.suites.suite import Suite
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "book/methods").glob("*.md"))}
 QUIZZES = (ROOT / "book/quizzes.md").read_text(encoding="utf-8")
-RECORDS = [ROOT / "book/records/miniature", ROOT / "tests/records/miniature"]
+BOOK, OWN = ROOT / "book/records/miniature", ROOT / "tests/records/miniature"
 EFFORT = re.compile(r"^\*(Easy|Medium|Hard), (\d+) minutes\.\*$", flags=re.MULTILINE)
 WITHOUT_QUIZ = {"welcome", "real-models", "reproduce", "environment", "coursework", "quizzes", "references"}
 NO_CURVE = {"curve_every": 0, "curve_images": 0}
@@ -80,21 +83,31 @@ def asks(cell: Cell, *, curve: bool = True) -> str:
 
 
 @cache
-def recorded() -> dict[str, Record]:
-    """Return the records that there are, by their questions; one with a curve also answers the question without."""
-    paths = [path for folder in RECORDS for path in sorted(folder.glob("*.json"))]
+def recorded(*folders: Path) -> dict[str, Record]:
+    """Return the records in these folders by their questions; one with a curve also answers the question without."""
+    paths = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     found = [one for path in paths if isinstance(one := read_record(path, path.stem), Record)]
     return {asks(one.cell, curve=curve): one for curve in (False, True) for one in found}
 
 
-def looked_up(suite: Suite, cells: Mapping[Any, Cell] | Sequence[Cell], **_: Any) -> Any:
+def looked_up(suite: Suite, cells: Mapping[Any, Cell], **_: Any) -> dict[Any, Record]:
     """Answer as `study.run` does, from records alone."""
-    if not isinstance(cells, Mapping):
-        return list(looked_up(suite, dict(enumerate(cells))).values())
     questions = {name: asks(resolved(suite, cell)) for name, cell in cells.items()}
-    missing = [cells[name].label for name, question in questions.items() if question not in recorded()]
-    assert not missing, f"run these on the miniature, and copy their records to tests/records/miniature: {missing}"
-    return {name: recorded()[question] for name, question in questions.items()}
+    known = recorded(BOOK, OWN)
+    missing = [cells[name].label for name, question in questions.items() if question not in known]
+    assert not missing, f"run python tests/test_page_solutions.py, which computes {', '.join(missing)}"
+    return {name: known[question] for name, question in questions.items()}
+
+
+def test_the_records_for_solutions_are_of_todays_code() -> None:
+    suite, here = load_suite("miniature"), versions()
+    kits = {info.name for info in all_methods() if info.function.__module__.startswith("mergekit_lite.")}
+    found = [one for path in OWN.glob("*.json") if isinstance(one := read_record(path, path.stem), Record)]
+    made_with = [(one, (one.provenance.torch, one.provenance.open_clip)) for one in found if one.cell.method in kits]
+    assert made_with
+    same = [one for one, tools in made_with if tools == (here["torch"], here["open_clip"])]
+    stale = [one.cell.label for one in same if study.cell_key(suite, one.cell) != one.key]
+    assert not stale, "make them again: python tests/test_page_solutions.py"
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +198,28 @@ def test_the_plan_of_the_course_has_every_chapter_that_a_quiz_is_about() -> None
     plan = (ROOT / "book/coursework.md").read_text(encoding="utf-8").partition("## A plan for four weeks")[2]
     linked = re.findall(r"\[\]\((.+?)\)", plan.partition("\n## ")[0])
     assert sorted(linked) == sorted(re.findall(r"^About \[\]\((.+?)\)\.$", QUIZZES, flags=re.MULTILINE))
+
+
+def make_again() -> None:
+    """Run the solutions on the miniature; compute, and keep in `OWN`, those of their records that the book has not."""
+    computed: dict[str, Record] = {}
+
+    def answered(suite: Suite, cells: Mapping[Any, Cell]) -> dict[Any, Record]:
+        questions = {name: asks(resolved(suite, cell)) for name, cell in cells.items()}
+        missing = {name: cells[name] for name, question in questions.items() if question not in recorded(BOOK)}
+        found = run_study(suite, missing, workers=1)  # in this process, which knows the methods of the blocks
+        computed.update({record.key: record for record in found.values()})
+        return {name: found[name] if name in found else recorded(BOOK)[questions[name]] for name in cells}
+
+    run_study, study.run = study.run, answered  # type: ignore[assignment]
+    plt.switch_backend("agg")
+    for name in EXERCISES:
+        run(name)
+    for path in OWN.glob("*.json"):
+        path.unlink()
+    for key, record in computed.items():
+        write_record(record, OWN / f"{key}.json")
+
+
+if __name__ == "__main__":
+    make_again()
