@@ -17,6 +17,43 @@ app = typer.Typer(
 
 @app.command()
 @worded
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is empty or not there yet.")],
+    repository: Annotated[
+        str, typer.Option(metavar="OWNER/NAME", help="A copy of the kit on GitHub with DIR at its top: for links.")
+    ] = "",
+) -> None:
+    """Make the folder that a student begins with: a worked method, its tests, a notebook, and what to do.
+
+    With a repository, the kit is installed from there, and README and notebook open in Colab.
+
+    Example: `mergekit-lite course new my-method`
+    """
+    from mergekit_lite.course.starting import start
+
+    start(folder, repository)
+    typer.echo(folder)
+
+
+@app.command()
+@worded
+def check(
+    submission: Annotated[Path, typer.Argument(metavar="METHOD", help="A .py file, its folder, or a notebook.")],
+) -> None:
+    """Try a method before it is handed in: what must hold of every merge, and the place it takes on the public pool.
+
+    It takes a minute on one core; the first time, pictures are drawn and four experts fine-tuned as well.
+
+    Example: `mergekit-lite course check method.py`
+    """
+    from mergekit_lite.course.checking import check as checked
+
+    if not checked(submission):
+        raise typer.Exit(1)
+
+
+@app.command()
+@worded
 def release(
     notebook: Annotated[Path, typer.Argument(metavar="NOTEBOOK", help="An assignment with its solutions.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write what students get.")],
