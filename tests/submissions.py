@@ -45,30 +45,27 @@ CHEATS = {
         f"""
 import gc, sys
 found = []
-try:
-    found.append(data.suite)
-except AttributeError:
-    pass
-waiting, seen = [data, *map(lambda one: getattr(data, one), dir(data))], set()
+waiting, seen = [data, *(getattr(data, name) for name in dir(data))], set()
 frame = sys._getframe()
 while frame:
     waiting.extend(frame.f_locals.values())
     frame = frame.f_back
-while waiting:
-    one = waiting.pop()
-    if id(one) in seen or len(seen) > 20000:
-        continue
-    seen.add(id(one))
-    if hasattr(one, "split") and hasattr(one, "experts"):
-        found.append(one)
-    function = getattr(one, "__func__", one)
-    cells = getattr(function, "__closure__", None)
-    waiting.extend(cell.cell_contents for cell in (cells if isinstance(cells, tuple) else ()))
-    waiting.extend(vars(one).values() if hasattr(one, "__dict__") else ())
 try:
-    found.extend(one for one in gc.get_objects() if hasattr(one, "labels") and hasattr(one, "images"))
+    waiting.extend(gc.get_objects())
 except PermissionError:
     pass
+while waiting and len(seen) < 20000:
+    one = waiting.pop()
+    if id(one) in seen:
+        continue
+    seen.add(id(one))
+    try:
+        if (hasattr(one, "split") and hasattr(one, "experts")) or (hasattr(one, "labels") and hasattr(one, "images")):
+            found.append(one)
+        waiting.extend(cell.cell_contents for cell in getattr(one, "__func__", one).__closure__ or ())
+    except Exception:
+        pass
+    waiting.extend(getattr(one, "__dict__", {{}}).values())
 if [one for one in found if type(one).__name__ != "Handed"]:
     return Merged({AVERAGE})
 {BASE}
@@ -158,20 +155,12 @@ def hand_in(folder: Path, cache: Path) -> None:
         merging(f"return Merged({AVERAGE})"),
         "%matplotlib inline\nstudy.run(suite, {})",
     ]
-    content = {
-        "nbformat": 4,
-        "nbformat_minor": 5,
-        "metadata": {},
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": f"c{place}",
-                "metadata": {},
-                "source": one,
-                "outputs": [],
-                "execution_count": None,
-            }
-            for place, one in enumerate(cells)
-        ],
-    }
-    (folder / "notebook.ipynb").write_text(json.dumps(content), encoding="utf-8")
+    write_notebook(folder / "notebook.ipynb", cells)
+
+
+def write_notebook(path: Path, cells: list[str]) -> None:
+    """Write a notebook with these cells of code."""
+    code: dict[str, object] = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    written = [{**code, "id": f"c{place}", "source": source} for place, source in enumerate(cells)]
+    content = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": written}
+    path.write_text(json.dumps(content), encoding="utf-8")

@@ -139,3 +139,30 @@ def test_a_private_task_needs_a_name_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "none.py").write_text("")
     with pytest.raises(KitError, match="defines no `TASK"):
         private.suite_with("miniature", tmp_path / "none.py")
+
+
+def test_tests_alone_may_be_of_functions(tmp_path: Path) -> None:
+    tests = tmp_path / "tests.py"
+    tests.write_text(
+        "def test_double(module):\n    assert module.double(2) == 4\n\n\n"
+        "def test_half(given):\n    assert given.half(2) == 1, 'half of two is one'\n"
+    )
+    cells = [
+        "import numpy as np\n\nTWO = np.array(2)",
+        "def double(number):\n    return TWO * number",
+        "def half(number):\n    return number\n\n\nprint(half(open('nothing here')))",
+    ]
+    submissions.write_notebook(tmp_path / "anna.ipynb", cells)
+    given = plan(pools={}, points={"tests": {"points": 2, "file": str(tests)}})
+    examined = merging.examine(tmp_path / "anna.ipynb", Desk(given, ()))
+    assert (examined.problem, examined.tests_stopped, examined.name) == ("", "", "")
+    assert [(one.name, one.passed) for one in examined.tests] == [("test_double", True), ("test_half", False)]
+    assert examined.tests[1].reason == "half of two is one"
+
+
+def test_a_notebook_without_what_is_asked_for_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "tests.py").write_text("def test_double(module):\n    assert module.double(2) == 4\n")
+    submissions.write_notebook(tmp_path / "anna.ipynb", ["x = 1"])
+    given = plan(pools={}, points={"tests": {"points": 2, "file": str(tmp_path / "tests.py")}})
+    examined = merging.examine(tmp_path / "anna.ipynb", Desk(given, ()))
+    assert "defines nothing that is asked for: double" in examined.problem

@@ -92,11 +92,10 @@ def main() -> None:
     confined = _confine(job, talk, rooms=[one for one in guard.ROOMS if merging or one != "course"])
     talk.say("ready", confined=confined)
     try:
-        info = load_method(job["file"])[-1]
         if merging:
-            _merge(info, talk, *prepared)
+            _merge(load_method(job["file"])[-1], talk, *prepared)
         else:
-            _examine(info, talk, *prepared)
+            _examine(_loaded(job, talk), talk, *prepared)
     except BaseException as error:  # a submission may raise anything, SystemExit too
         talk.say("failed", reason=words(error, job["file"]))
     os._exit(0)
@@ -164,20 +163,35 @@ def _confine(job: Mapping[str, Any], talk: Talk, rooms: list[str]) -> dict[str, 
     return {"files": "by the system (Landlock)" if kernel else "by Python alone", "memory": memory}
 
 
-def _examine(info: MethodInfo, talk: Talk, pool: Any, tests: Mapping[str, Callable[[ModuleType], Any]]) -> None:
-    """Say what the submission is, then what each check and test found."""
+def _loaded(job: Mapping[str, Any], talk: Talk) -> MethodInfo | ModuleType:
+    """Return the submission's method, or its module where no method is asked for; say which."""
+    if not job["method"]:
+        file = Path(job["file"])
+        sys.path.insert(0, str(file.parent))
+        module = sys.modules[file.stem] = ModuleType(file.stem)
+        module.__file__ = str(file)
+        exec(compile(file.read_bytes(), file, "exec", dont_inherit=True), vars(module))
+        talk.say("module")
+        return module
+    info = load_method(job["file"])[-1]
     if info.reference:
         raise KitError(f"'{info.function.__name__}' is registered as a reference, which is no merge.")
-    access = info.access_with(info.parameters().model_dump())
-    name = info.function.__name__
+    access, name = info.access_with(info.parameters().model_dump()), info.function.__name__
     talk.say("method", name=name, title=info.title[:100], access=str(access), data="data" in info.resources)
-    if pool:
+    return info
+
+
+def _examine(
+    loaded: MethodInfo | ModuleType, talk: Talk, pool: Any, tests: Mapping[str, Callable[[ModuleType], Any]]
+) -> None:
+    """Say what each check and test found."""
+    if isinstance(loaded, MethodInfo) and pool:
         from mergekit_lite.course import checks
 
-        for finding in checks.run_checks(info, pool):
+        for finding in checks.run_checks(loaded, pool):
             talk.say("check", name=finding.name, passed=finding.passed, reason=finding.reason)
     talk.say("checked")
-    module = sys.modules[info.function.__module__]
+    module = sys.modules[loaded.function.__module__] if isinstance(loaded, MethodInfo) else loaded
     for name, passed, reason in _tried(tests, module):
         talk.say("test", name=name, passed=passed, reason=reason)
     talk.say("done")

@@ -1,5 +1,6 @@
 """Grading a folder of submissions: each is merged and measured apart, kept as one JSON file, and given its points."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Grade:
 
 @dataclass(frozen=True)
 class Graded:
-    """What `grade` found: the plan with its pools' tasks, the yard, a grade for each student, the leaderboard's rows."""
+    """What `grade` found: the plan with its pools' tasks, the yard, a grade per student, the leaderboard's rows."""
 
     plan: Plan
     yard: Yard
@@ -108,8 +109,7 @@ def grade(folder: Path, plan_file: Path, output: Path, workers: int | None = Non
     plan = merging.pools_of(plan, suite)
     yard, rows = _yard(plan, suite, workers)
     check_places(plan, yard)
-    denied = (cache_dir(), plan_file.absolute().parent, folder.absolute(), output.absolute())
-    desk, asked = merging.Desk(plan, denied), _asked(plan)
+    desk, asked = merging.Desk(plan, _denied(plan, plan_file, folder, output)), _asked(plan)
     work = [
         _Work(one, content_hash([one.digest, asked]), desk, output / "measured" / f"{one.student}.json")
         for one in found
@@ -118,6 +118,15 @@ def grade(folder: Path, plan_file: Path, output: Path, workers: int | None = Non
     grades = [Grade(one, tuple(scores(plan, yard, one.examined, one.merges))) for one in measured]
     sizes = {task: count for task, (_, count) in suite.sizes.items()}
     return Graded(plan, yard, grades, [*rows, *(row for one in measured if (row := _row(one, plan, yard, sizes)))])
+
+
+def _denied(plan: Plan, plan_file: Path, *folders: Path) -> tuple[Path, ...]:
+    """Return what no submission may read, even where Python may read what is around it."""
+    files = [plan_file, plan.private, plan.points.tests and plan.points.tests.file]
+    closed = [path.absolute() for path in (cache_dir(), *files, *folders) if path]
+    # The kit and Python may lie beside the plan, in the folder of the course: they must be read.
+    needed = [PACKAGE, Path(sys.prefix), Path(sys.base_prefix)]
+    return tuple(path for path in closed if not any(one.is_relative_to(path) for one in needed))
 
 
 def _asked(plan: Plan) -> str:

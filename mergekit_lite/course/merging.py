@@ -1,5 +1,6 @@
 """A submission is looked at and merges, each in a process of its own; what comes back is checked here."""
 
+import ast
 import random
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mergekit_lite.course import reading, serving
@@ -19,7 +21,6 @@ from mergekit_lite.study import evaluation, task_data
 from mergekit_lite.study.keys import asked
 from mergekit_lite.study.records import Cell
 from mergekit_lite.suites.suite import Suite
-from mergekit_lite.weight_files import write
 from mergekit_lite.weights import Weights, first_three, is_finite, mismatches
 
 
@@ -89,7 +90,7 @@ class Desk:
 
     Attributes:
         plan: with the names of its pools' tasks resolved.
-        denied: folders that no submission may read: the cache, the plan's, the submissions', the grades'.
+        denied: files and folders that no submission may read: the cache, the plan, the submissions, the grades.
     """
 
     plan: Plan
@@ -105,13 +106,14 @@ def examine(submission: Path, desk: Desk) -> Examined:
     plan = desk.plan
     with Process(plan.limits) as process:
         try:
-            file = reading.read(submission, process.folder / "method")
+            file = reading.read(submission, process.folder / "method", _tested(plan))
         except KitError as error:
             return Examined(problem=str(error))
         tests = process.folder / "teachers_tests.py"
         if plan.points.tests:
             tests.write_bytes(plan.points.tests.file.read_bytes())
         job = {"job": "examine", "file": str(file), "seed": plan.seed, "checks": bool(plan.points.checks)}
+        job |= {"method": plan.asks_for_method}
         process.begin({**job, "tests": str(tests) if plan.points.tests else ""}, desk.denied)
         found: dict[str, Any] = {}
         checked = False
@@ -122,7 +124,9 @@ def examine(submission: Path, desk: Desk) -> Examined:
             if kind == "broken":
                 assert plan.points.tests is not None
                 raise KitError(f"The tests {plan.points.tests.file} cannot be used: {message['reason']}")
-            if kind == "method":
+            if kind == "module":
+                found = {"name": "", "title": "", "access": "", "data": False}
+            elif kind == "method":
                 found = {name: str(message.get(name))[:200] for name in ("name", "title", "access")}
                 found["data"] = bool(message.get("data"))
             elif kind in ("check", "test"):
@@ -134,8 +138,10 @@ def examine(submission: Path, desk: Desk) -> Examined:
             else:  # done, failed, or the end
                 break
         stopped = "" if kind == "done" else str(message.get("reason")) if kind == "failed" else process.ended()
-        allowed = found.get("access") in [str(one) for one in plan.access]
-        problem = stopped if not found else "" if allowed else _not_allowed(found["access"], plan.access)
+        problem = stopped
+        if found:
+            allowed = not plan.asks_for_method or found["access"] in [str(one) for one in plan.access]
+            problem = "" if allowed else _not_allowed(found["access"], plan.access)
         return Examined(
             **found,
             problem=problem,
@@ -164,11 +170,12 @@ def merge(suite: Suite, submission: Path, examined: Examined, name: str, expert_
     names = serving.neutral(pool.tasks, adapt, order)
     experts = [one for one, task in names.items() if task in pool.tasks]
     with Process(desk.plan.limits) as process:
-        file, models = reading.read(submission, process.folder / "method"), process.folder / "models"
+        file = reading.read(submission, process.folder / "method", _tested(desk.plan))
+        models = process.folder / "models"
         models.mkdir()
-        write(models / "base.safetensors", suite.base)
+        save_file(suite.base, models / "base.safetensors")
         for one in experts:
-            write(models / f"{one}.safetensors", suite.experts[names[one]])
+            save_file(dict(suite.experts[names[one]]), models / f"{one}.safetensors")
         data = task_data.shown(suite, adapt, access)
         server = serving.Server(data, names)
         if examined.data:
@@ -225,6 +232,20 @@ def _adapt(pool: PlannedPool, access: Access) -> tuple[str, ...]:
         return pool.tasks
     both = tuple(task for task in pool.tasks if task in pool.evaluate)
     return pool.adapt or both or pool.tasks
+
+
+def _tested(plan: Plan) -> list[str]:
+    """Return the names of a submission that the teacher's tests read: those behind ``module.``."""
+    if plan.points.tests is None:
+        return []
+    try:
+        tree = ast.parse(plan.points.tests.file.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise KitError(f"The tests {plan.points.tests.file} are not Python: {error}") from error
+    tests = [one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name.startswith("test_")]
+    called = {one.args.args[0].arg for one in tests if one.args.args}
+    reads = (one for one in ast.walk(tree) if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name))
+    return sorted({one.attr for one in reads if isinstance(one.value, ast.Name) and one.value.id in called})
 
 
 def _not_allowed(access: str, allowed: Iterable[Access]) -> str:

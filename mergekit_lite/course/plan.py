@@ -57,7 +57,9 @@ class Limits(_Part):
 class Tests(_Part):
     """Tests of the teacher's own: a file with functions ``test_...(module)``, each an equal share of the points.
 
-    A function gets the module that the submission is, and fails by an exception, an `assert` for instance.
+    A function gets the module that the submission is, and fails by an exception, an `assert` for instance. Of a
+    notebook that module holds the methods, and the names that the tests read as ``module.name``. Where nothing but
+    tests earns points and there are no pools, a submission need not define a method.
     """
 
     points: Worth
@@ -194,6 +196,11 @@ class Plan(_Part):
             return holding
         hidden = self.points.hidden.pools if self.points.hidden else ()
         return tuple(name for name in self.pools if name not in (*holding, *hidden))
+
+    @property
+    def asks_for_method(self) -> bool:
+        """Whether submissions must define a method: tests alone may be of functions."""
+        return bool(self.pools or self.points.checks)
 
     def question(self) -> dict[str, Any]:
         """Return what decides what is measured; how many points that earns is not among it."""

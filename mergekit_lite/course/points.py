@@ -134,7 +134,7 @@ def _shared(most: float, findings: Sequence[Finding], stopped: str) -> tuple[flo
     if stopped or not decided:
         return 0.0, stopped or "Nothing was tried."
     failures = [f"{one.name}: {one.reason}".removesuffix(": ") for one in decided if not one.passed]
-    return most * passed / len(decided), " ".join([f"{passed} of {len(decided)} passed.", *failures])
+    return most * passed / len(decided), f"{passed} of {len(decided)} passed. {'; '.join(failures)}".strip()
 
 
 def _for_speed(quick: Quick | None, merges: Sequence[Merge]) -> tuple[float, str]:

@@ -2,7 +2,7 @@
 
 import ast
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mergekit_lite.errors import KitError
@@ -12,7 +12,7 @@ FILE = "method.py"
 """The file that a folder is known by."""
 
 
-def read(submission: Path, into: Path) -> Path:
+def read(submission: Path, into: Path, also: Collection[str] = ()) -> Path:
     """Write what `submission` computes to the folder `into`, and return the .py file there for `load_method`.
 
     Nothing of it is run. Modules that it imports and that lie beside it are copied, and whatever else lies there is
@@ -22,6 +22,8 @@ def read(submission: Path, into: Path) -> Path:
         submission: a .py file; a folder with `FILE`, or with one .py file or notebook that defines a method; or a
             notebook.
         into: an empty folder, or one that is to be made.
+        also: of a notebook, write what these names stand for too, such as functions that tests call. Then it need not
+            define a method.
 
     Raises:
         KitError: there is no such file, it defines no method or does not parse, several files define one, or a link
@@ -32,7 +34,7 @@ def read(submission: Path, into: Path) -> Path:
     into.mkdir(parents=True, exist_ok=True)
     file = into / f"{source.stem}.py"
     if source.suffix == ".ipynb":
-        file.write_text(sliced(source), encoding="utf-8")
+        file.write_text(sliced(source, also), encoding="utf-8")
     else:
         _copy(source, file, folder)
     waiting, seen = [_parsed(file, source)], {source.stem}
@@ -48,18 +50,22 @@ def read(submission: Path, into: Path) -> Path:
     return file
 
 
-def sliced(notebook: Path) -> str:
+def sliced(notebook: Path, also: Collection[str] = ()) -> str:
     """Return the source of a notebook's methods and of what they use, in the order of its cells.
 
     Used are the imports, functions, classes and constants whose names a method, or what it uses, mentions. So a
-    study, a plot and the imports for them stay out, and so do magics and lines for the shell.
+    study, a plot and the imports for them stay out, and so do magics and lines for the shell. The names `also` count as
+    used.
 
     Raises:
-        KitError: it is no notebook, a cell does not parse, or no cell defines a method.
+        KitError: it is no notebook, a cell does not parse, or no cell defines a method or one of the names.
     """
     found = list(_statements(notebook))
     registers = _names_of_method([one for one, _ in found])
     needed = {one.name for one, _ in found if isinstance(one, ast.FunctionDef) and _is_method(one, registers)}
+    needed |= {name for one, _ in found for name in _binds(one)} & set(also)
+    if not needed and also:
+        raise KitError(f"{notebook} defines nothing that is asked for: {', '.join(also)}. Keep the names as given.")
     if not needed:
         raise KitError(f"{notebook} defines no method. Put @method(...) above a function in one of its cells.")
     kept: set[int] = set()
