@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from mergekit_lite.pipeline import solutions, sphinx_pages
 from mergekit_lite.pipeline.book import toc_pages
 from mergekit_lite.pipeline.profiles import load
 from mergekit_lite.pipeline.runner import notebook_parameters
+from mergekit_lite.study.records import write_record
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -27,6 +29,7 @@ PAGES = sorted(
 )
 API = (ROOT / "book/reference/api.md").read_text(encoding="utf-8")
 COURSEWORK = (ROOT / "book/coursework.md").read_text(encoding="utf-8")
+HANDOUT = ROOT / "mergekit_lite/course/handout"
 GLOSSARY = (ROOT / "book/reference/glossary.md").read_text(encoding="utf-8")
 
 PERCENTAGE = re.compile(r"(?<![\w.,-])\d+(?:\.\d+)? ?(?:%|percent\b|percentage points?\b)")
@@ -180,22 +183,25 @@ def test_coursework_lists_the_exercises_of_every_notebook() -> None:
 
 def test_examples_of_the_coursework_page_run(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -> None:
     monkeypatch.setattr("mergekit_lite.suites.load_suite", lambda name: fakes.fake_suite())
-    method, use, grade = re.findall(r"```python\n(.*?)```", COURSEWORK, flags=re.DOTALL)
-    (tmp_path / "median.py").write_text(method, encoding="utf-8")
+    use, grade = re.findall(r"```python\n(.*?)```", COURSEWORK, flags=re.DOTALL)
+    shutil.copy(HANDOUT / "method.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mergekit_lite.study.grid.cores", lambda: 1)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(f"{use}\n{grade}", namespace)
-    suite, cell, handed_in = namespace["suite"], namespace["cells"]["median"], namespace["handed_in"]
-    record = handed_in(cache / "records" / fakes.fake_suite().name, suite, cell)
-    assert isinstance(record, study.Record)
-    assert record.title == "Median"
-    assert handed_in(tmp_path, suite, cell) is None
+    suite, cell, confirmed = namespace["suite"], namespace["cells"]["median"], namespace["confirmed"]
+    assert not confirmed(tmp_path, suite, cell)  # nothing was handed in
+    (true,) = study.run(suite, [cell])
+    write_record(true, tmp_path / f"{true.key}.json")
+    assert confirmed(tmp_path, suite, cell)
+    edited = true.model_copy(update={"accuracy": dict.fromkeys(true.accuracy, 100.0)})
+    write_record(edited, tmp_path / f"{true.key}.json")
+    assert not confirmed(tmp_path, suite, cell)
 
 
 def test_the_example_of_the_coursework_page_is_a_script_for_several_cores(cache: Path, tmp_path: Path) -> None:
-    method, use, _ = re.findall(r"```python\n(.*?)```", COURSEWORK, flags=re.DOTALL)
-    (tmp_path / "median.py").write_text(method, encoding="utf-8")
+    use, _ = re.findall(r"```python\n(.*?)```", COURSEWORK, flags=re.DOTALL)
+    shutil.copy(HANDOUT / "method.py", tmp_path)
     use = use.replace("from mergekit_lite.suites import load_suite", "from fakes import fake_suite")
     use = use.replace('load_suite("miniature")', "fake_suite()").replace("(suite, cells)", "(suite, cells, workers=2)")
     (tmp_path / "script.py").write_text(use, encoding="utf-8")
