@@ -229,6 +229,13 @@ def test_tests_need_a_solution_before_them(tmp_path: Path) -> None:
         otter.export(path, tmp_path / "out")
 
 
+def test_tests_stand_alone(tmp_path: Path) -> None:
+    first, second = code("_four = 4\nassert x == _four + 38", "tests"), code("assert x > _four", "grading")
+    path = saved(tmp_path / "odd.ipynb", code("x = 41 + 1", "solution"), first, second)
+    with pytest.raises(KitError, match=r"odd\.ipynb, cell 3: this test uses _four, which it does not define"):
+        otter.export(path, tmp_path / "out")
+
+
 def test_points_must_be_a_number(tmp_path: Path) -> None:
     path = saved(tmp_path / "odd.ipynb", code("x = 41 + 1", "solution", "points-many"))
     with pytest.raises(KitError, match=r"no points in `points-many`\. Write points-3"):

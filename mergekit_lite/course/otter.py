@@ -5,6 +5,7 @@ solution and its tests; they hold YAML. Within a solution's cell the comments of
 a string between ``# BEGIN PROMPT`` and ``# END PROMPT`` holds what students get instead.
 """
 
+import ast
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,10 +28,11 @@ def export(source: Path, folder: Path) -> Path:
     One with tests is graded by them, one without by hand.
 
     Raises:
-        KitError: as `releasing.read_assignment`; or tests follow no solution, or are no code; or `folder` is that of
-            `source`. Nothing is written then.
+        KitError: as `releasing.read_assignment`; or tests follow no solution, are no code, or use what other tests
+            define; or `folder` is that of `source`. Nothing is written then.
     """
     cells = read_assignment(source)
+    _check_alone([cell for cell in cells if _is_test(cell)], source.name)
     settings = {"name": source.parent.resolve().name, "generate": True, "export_cell": {"pdf": False}}
     result = [_raw("# ASSIGNMENT CONFIG", settings)]
     number = 0
@@ -41,6 +43,26 @@ def export(source: Path, folder: Path) -> Path:
         number += 1
         result += _question(f"q{number}", group, source.name)
     return write_notebook(result, source, folder)
+
+
+def _check_alone(tests: Sequence[Cell], name: str) -> None:
+    """Check that no test needs a name that another one defines: otter-grader runs each alone.
+
+    By convention a name of a test begins with an underscore, so that it is not taken for one of the notebook's.
+    """
+    for cell in tests:
+        try:
+            tree = ast.parse(cell.node.source)
+        except SyntaxError as error:
+            raise KitError(f"{name}, cell {cell.number}: this test is no Python ({error}). Mend it.") from error
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id.startswith("_")]
+        made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        needed = sorted({node.id for node in names} - made)
+        if needed:
+            raise KitError(
+                f"{name}, cell {cell.number}: this test uses {needed[0]}, which it does not define, and otter-grader "
+                "runs each test alone. Define it in the cell."
+            )
 
 
 def _is_test(cell: Cell) -> bool:
