@@ -204,10 +204,14 @@ heading to sort.</p>
 
 
 def _table(access: str, rows: Sequence[Row], pools: Sequence[str]) -> str:
-    heads = ["place", "name", "method", *pools, *(["average"] if len(pools) > 1 else []), "interval", "normalised"]
-    heads += ["seconds", "note"]
+    texts = ("place", "name", "method", "note")
+    heads = [*texts[:3], *pools, *(["average"] if len(pools) > 1 else []), "interval", "normalised", "seconds", "note"]
     body = "\n".join(_line(place(one, rows)[0], one, pools) for one in rows)
-    head = "".join(f'<th scope="col"><button type="button">{escape(text)}</button></th>' for text in heads)
+    kinds = ["text" if one in texts else "number" for one in heads]
+    head = "".join(
+        f'<th scope="col" class={kind}><button type="button">{escape(one)}</button></th>'
+        for kind, one in zip(kinds, heads, strict=True)
+    )
     return (
         f'<h2>Data access: {escape(access)}</h2>\n<div class="wide" tabindex="0" role="region" '
         f'aria-label="Methods with data access {escape(access)}"><table>\n<thead><tr>{head}</tr></thead>\n'
@@ -255,7 +259,7 @@ th span { border: 1px solid var(--line); border-radius: 0.3em; color: var(--quie
   padding: 0 0.3em; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 thead button { background: none; border: 0; color: inherit; cursor: pointer; font: inherit; font-weight: 600;
-  padding: 0; text-align: left; }
+  padding: 0; text-align: inherit; white-space: nowrap; }
 thead th[aria-sort=ascending] button::after { content: " \\2191"; }
 thead th[aria-sort=descending] button::after { content: " \\2193"; }
 """
