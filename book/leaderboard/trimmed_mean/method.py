@@ -9,7 +9,7 @@ from mergekit_lite.methods import Access, Merged, method
 def trimmed_mean(base, experts, *, scaling: float = 2.0, cut: int = 1) -> Merged:
     """Add the mean of the task vectors, entry by entry, without the extremes.
 
-    Left out are the `cut` largest and the `cut` smallest values. In robust statistics an
+    Left out are the `cut` largest and `cut` smallest values. In robust statistics an
     expert that pulls an entry far away from the others is an outlier; in merging it may
     be the only one that has learnt something there. The accuracy tells which.
     """
