@@ -243,7 +243,7 @@ def test_points_must_be_a_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("otter") is None, reason="otter-grader is not installed: pip install -e '.[course]'"
+    importlib.util.find_spec("otter") is None, reason="otter-grader is not installed: pip install otter-grader"
 )
 def test_otter_assign_accepts_an_export(notebook: Path, tmp_path: Path) -> None:
     exported = otter.export(notebook, tmp_path / "exported")
