@@ -12,6 +12,7 @@ from mergekit_lite import study
 from mergekit_lite.cache import written_whole
 from mergekit_lite.course.leaderboard import Row, row
 from mergekit_lite.methods import MethodInfo, all_methods
+from mergekit_lite.methods.frank_wolfe.soft import RECIPES
 from mergekit_lite.study import Cell, Record
 from mergekit_lite.suites.suite import Suite
 from mergekit_lite.workers import cores
@@ -30,12 +31,19 @@ MERGES = tuple(
     and not info.reference
     and info.name not in ("fixed_coefficients", "multi_task_training")  # alone it is Task Arithmetic; and no merge
 )
-"""The kit's methods that are measured, with their default parameters."""
+"""The kit's methods that are measured."""
+
+_STEPS = {"steps": 200, "learning_rate": 0.01, "images_per_task": 8}
+_MIXING = {"iterations": 4, "inner_steps": 40, "inner_learning_rate": 0.01, "images_per_task": 8, "samples": 80}
+SCHEDULES = {name: _STEPS for name in MERGES if "adamerging" in name} | {
+    "soft_frank_wolfe": RECIPES["released"] | _MIXING
+}
+"""The book's one schedule for what adapts: the methods' defaults, the authors' own, do not converge on the miniature."""
 
 
 def asked(method: str) -> Cell:
-    """Return the cell that asks `method` what the experts were asked."""
-    return QUESTION.model_copy(update={"method": method})
+    """Return the cell that asks `method` what the experts were asked: with its defaults, or the book's schedule."""
+    return QUESTION.model_copy(update={"method": method, "parameters": SCHEDULES.get(method, {})})
 
 
 def shipped() -> dict[str, Record]:
