@@ -133,7 +133,7 @@ def _shared(most: float, findings: Sequence[Finding], stopped: str) -> tuple[flo
     passed = sum(one.passed is True for one in decided)
     if stopped or not decided:
         return 0.0, stopped or "Nothing was tried."
-    failures = [f"{one.name}: {one.reason}".removesuffix(": ") for one in decided if not one.passed]
+    failures = [f"{one.name}: {one.reason}".removesuffix(": ").removesuffix(".") for one in decided if not one.passed]
     return most * passed / len(decided), f"{passed} of {len(decided)} passed. {'; '.join(failures)}".strip()
 
 
