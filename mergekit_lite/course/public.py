@@ -38,7 +38,7 @@ _MIXING = {"iterations": 4, "inner_steps": 40, "inner_learning_rate": 0.01, "ima
 SCHEDULES = {name: _STEPS for name in MERGES if "adamerging" in name} | {
     "soft_frank_wolfe": RECIPES["released"] | _MIXING
 }
-"""The book's one schedule for what adapts: the methods' defaults, the authors' own, do not converge on the miniature."""
+"""The book's one schedule for what adapts: with the authors' own, the defaults, none converges on the miniature."""
 
 
 def asked(method: str) -> Cell:
