@@ -27,6 +27,7 @@ from mergekit_lite.pipeline.solutions import SUFFIX
 from mergekit_lite.pipeline.sphinx_pages import exercises
 from mergekit_lite.study import Cell, Record
 from mergekit_lite.study.checks import resolved
+from mergekit_lite.study.keys import key_of
 from mergekit_lite.study.records import read_record, write_record
 from mergekit_lite.suites import load_suite, miniature
 from mergekit_lite.suites.miniature.experts import Recipe
@@ -106,7 +107,7 @@ def test_the_records_for_solutions_are_of_todays_code() -> None:
     made_with = [(one, (one.provenance.torch, one.provenance.open_clip)) for one in found if one.cell.method in kits]
     assert made_with
     same = [one for one, tools in made_with if tools == (here["torch"], here["open_clip"])]
-    stale = [one.cell.label for one in same if study.cell_key(suite, one.cell) != one.key]
+    stale = [one.cell.label for one in same if key_of(suite, one.cell) != one.key]
     assert not stale, "make them again: python tests/test_page_solutions.py"
 
 
