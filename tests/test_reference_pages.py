@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
 from mergekit_lite import cli, figures, study
+from mergekit_lite.course import grading
 from mergekit_lite.methods import all_methods
 from mergekit_lite.pipeline import solutions, sphinx_pages
 from mergekit_lite.pipeline.book import toc_pages
@@ -212,6 +213,11 @@ def test_the_example_of_the_coursework_page_is_a_script_for_several_cores(cache:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"^median \(none\): \d+\.\d %$", done.stdout, flags=re.MULTILINE)
+
+
+def test_the_coursework_page_has_the_line_of_the_container() -> None:
+    (block,) = [one for one in re.findall(r"```bash\n(.*?)```", COURSEWORK, flags=re.DOTALL) if "docker" in one]
+    assert " ".join(block.replace("\\\n", " ").split()) == grading.CONTAINER
 
 
 def test_the_memory_table_holds_what_was_measured_and_a_dash_where_nothing_was() -> None:
