@@ -75,7 +75,7 @@ class Place(_Part):
     Attributes:
         points: the most there are.
         floor: the method that earns nothing, such as ``simple_average``.
-        ceiling: the method that earns everything, such as ``ties_merging``.
+        ceiling: the method that earns everything, such as ``tsv_merging``.
         pools: on which it counts. By default: for `accuracy` all that `hidden` does not name and that do without the
             private task; for `private` those which measure the private task.
     """
@@ -141,9 +141,9 @@ class Plan(_Part):
         points:
           checks: 2
           tests: {points: 2, file: test_gradient.py}
-          accuracy: {points: 2, floor: simple_average, ceiling: ties_merging}
-          hidden: {points: 2, floor: simple_average, ceiling: ties_merging, pools: [hidden]}
-          private: {points: 1, floor: simple_average, ceiling: ties_merging}
+          accuracy: {points: 2, floor: simple_average, ceiling: tsv_merging}
+          hidden: {points: 2, floor: simple_average, ceiling: tsv_merging, pools: [hidden]}
+          private: {points: 1, floor: simple_average, ceiling: tsv_merging}
           time: {points: 1, seconds: 20}
 
     Attributes:
