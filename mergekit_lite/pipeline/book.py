@@ -160,7 +160,8 @@ def setup(app: "Sphinx") -> dict[str, bool]:
 
         def run(self) -> list[nodes.Node]:
             """Return the table."""
-            lines, into = times_table(notebook_times(Path(self.env.srcdir))), nodes.container()
+            there = [row for row in notebook_times(Path(self.env.srcdir)) if row[0] in self.env.found_docs]
+            lines, into = times_table(there), nodes.container()
             self.state.nested_parse(StringList(lines, source=self.env.docname), self.content_offset, into)
             return into.children
 
