@@ -151,6 +151,12 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_made(
     assert list(tmp_path.rglob("*")) == ([tmp_path / "mine"] if there else [])
 
 
+def test_without_a_repository_the_kit_comes_from_a_copy_and_from_no_index(tmp_path: Path) -> None:
+    starting.start(tmp_path / "mine")
+    assert (tmp_path / "mine/requirements.txt").read_text().split() == ["pytest", "jupyterlab"]
+    assert starting.FROM_A_COPY in (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+
+
 def test_links_lead_to_the_repository_that_was_named(tmp_path: Path) -> None:
     starting.start(tmp_path / "Übung 1", "me/my-kit")
     folder = tmp_path / "Übung 1"
@@ -158,6 +164,7 @@ def test_links_lead_to_the_repository_that_was_named(tmp_path: Path) -> None:
     assert f"({badge})\n" in (folder / "README.md").read_text(encoding="utf-8")
     requirement, *_ = (folder / "requirements.txt").read_text().splitlines()
     assert requirement == "mergekit-lite @ git+https://github.com/me/my-kit"
+    assert "path/to" not in (folder / "README.md").read_text(encoding="utf-8")
     cells = json.loads((folder / "method.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "".join(cells[1]["source"])
     assert "!git clone --quiet --depth 1 https://github.com/me/my-kit\n" in text

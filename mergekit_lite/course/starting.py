@@ -12,8 +12,13 @@ from mergekit_lite.errors import KitError
 
 HANDOUT = Path(__file__).parent / "handout"
 
-KIT = "mergekit-lite"
-"""The line of `requirements.txt` that says where the kit comes from: by default a package index."""
+FROM_A_COPY = """
+Install the kit first, from a copy of it that you have or were given:
+
+    pip install path/to/mergekit-lite
+"""
+"""What the README says where no repository is named. The kit is in no package index, so no requirement names it there:
+whoever put something else under its name could have it installed."""
 
 
 def start(folder: Path, repository: str = "") -> None:
@@ -58,7 +63,8 @@ def _link(folder: Path, repository: str, name: str) -> None:
     address = f"https://github.com/{repository}"
     colab = f"https://colab.research.google.com/github/{repository}/blob/main/{quote(name)}/method.ipynb"
     badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})"
-    _edit(folder / "requirements.txt", f"{KIT}\n", f"{KIT} @ git+{address}\n")
+    _edit(folder / "requirements.txt", "", f"mergekit-lite @ git+{address}\n")
+    _edit(folder / "README.md", FROM_A_COPY, "")
     _edit(folder / "README.md", "\n\n", f"\n\n{badge}\n\n")
     clone = repository.partition("/")[2]
     install = (
