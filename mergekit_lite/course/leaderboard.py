@@ -205,8 +205,10 @@ heading to sort.</p>
 
 def _table(access: str, rows: Sequence[Row], pools: Sequence[str]) -> str:
     texts = ("place", "name", "method", "note")
-    heads = [*texts[:3], *pools, *(["average"] if len(pools) > 1 else []), "interval", "normalised", "seconds", "note"]
-    body = "\n".join(_line(place(one, rows)[0], one, pools) for one in rows)
+    noted = any(one.note for one in rows)
+    heads = [*texts[:3], *pools, *(["average"] if len(pools) > 1 else []), "interval", "normalised", "seconds"]
+    heads += ["note"] if noted else []
+    body = "\n".join(_line(place(one, rows)[0], one, pools, noted=noted) for one in rows)
     kinds = ["text" if one in texts else "number" for one in heads]
     head = "".join(
         f'<th scope="col" class={kind}><button type="button">{escape(one)}</button></th>'
@@ -219,7 +221,7 @@ def _table(access: str, rows: Sequence[Row], pools: Sequence[str]) -> str:
     )
 
 
-def _line(place: int, one: Row, pools: Sequence[str]) -> str:
+def _line(place: int, one: Row, pools: Sequence[str], *, noted: bool) -> str:
     low, high = one.interval or (None, None)
     span = f"{low:.1f} – {high:.1f}" if low is not None else "–"
     averages = [one.accuracy.get(pool) for pool in pools] + ([one.average] if len(pools) > 1 else [])
@@ -232,7 +234,7 @@ def _line(place: int, one: Row, pools: Sequence[str]) -> str:
         f'<td class="number" data-value="{"" if low is None else low}">{span}</td>',
         _number(one.normalised),
         _number(one.seconds, 2),
-        f"<td>{escape(one.note)}</td>",
+        *([f"<td>{escape(one.note)}</td>"] if noted else []),
     ]
     return f"<tr class={'kit' if one.baseline else 'own'}>{''.join(cells)}</tr>"
 
