@@ -47,6 +47,8 @@ def _plain_types(
     """Write signatures as a reader would: no ranges in them, which pydantic checks, and none that Python made up."""
     if signature is None or (what == "class" and signature.startswith(("(*args", "(value, names="))):
         return "", returns  # a protocol, or the values of an enumeration
+    if name.startswith("mergekit_lite.course.plan."):  # nobody calls these: they are read from a file
+        return "", returns
     while (plain := _RANGE.sub(r"\1", signature)) != signature:  # a range may stand inside another
         signature = plain
     return signature.replace("<factory>", "..."), returns
