@@ -125,7 +125,7 @@ def copy_of_the_book(to: Path) -> Path:
     shutil.copytree(ROOT / "book", to / "book", ignore=shutil.ignore_patterns("_build"))
     # the method pages show functions of the library
     shutil.copytree(ROOT / "mergekit_lite/methods", to / "mergekit_lite/methods")
-    shutil.copytree(ROOT / "mergekit_lite/course/handout", to / "mergekit_lite/course/handout")  # and one page its file
+    shutil.copytree(ROOT / "mergekit_lite/course", to / "mergekit_lite/course")  # and one page what students are handed
     shutil.copytree(ROOT / "benchmarks/results", to / "benchmarks/results")
     for name in ("notebooks", "profiles"):  # of which a page lists the schedules
         shutil.copytree(ROOT / name, to / name)
