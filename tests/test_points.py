@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mergekit_lite.course.merging import Examined, Finding, Merge
+from mergekit_lite.course.checks import Finding
+from mergekit_lite.course.merging import Examined, Merge
 from mergekit_lite.course.plan import Plan, read_plan
 from mergekit_lite.course.points import Accuracies, Yard, check_places, scores
 from mergekit_lite.course.submissions import submissions_in

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 from pydantic import BaseModel, ValidationError
 
 from mergekit_lite import study
-from mergekit_lite.analysis.uncertainty import image_spread, interval
 from mergekit_lite.cache import cache_dir, check_writable, content_hash, file_digest, written_whole
 from mergekit_lite.course import leaderboard, merging, private
 from mergekit_lite.course.guard import PACKAGE
@@ -242,16 +240,12 @@ def _row(measured: Measured, plan: Plan, yard: Yard, sizes: Mapping[str, int]) -
     merges = {(one.pool, one.expert_seed): one for one in measured.merges if not one.problem}
     if not merges or merges.keys() != yard.individual.keys():
         return None
-    # Pools may share images, so their spreads must not be averaged out: the ends are averaged, not the draws.
-    records = [study.Record.model_construct(accuracy=one.accuracy) for one in merges.values()]
-    ends = [interval(image_spread(one, sizes)) for one in records]
-    shares = [leaderboard.normalised(one.accuracy, yard.individual[question]) for question, one in merges.items()]
-    return leaderboard.Row(
-        name=measured.student,
-        title=measured.examined.title,
-        access=measured.examined.access,
-        accuracy={_called(question, plan): record.average for question, record in zip(merges, records, strict=True)},
-        normalised=fmean(shares),
-        interval=(fmean(low for low, _ in ends), fmean(high for _, high in ends)),
-        seconds=fmean(one.seconds for one in merges.values()),
+    named = {_called(question, plan): question for question in merges}
+    return leaderboard.row_of(
+        measured.student,
+        (measured.examined.title, measured.examined.access),
+        {words: merges[question].accuracy for words, question in named.items()},
+        {words: yard.individual[question] for words, question in named.items()},
+        [one.seconds for one in merges.values()],
+        sizes,
     )

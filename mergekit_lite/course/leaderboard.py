@@ -101,17 +101,55 @@ def row(
     missing = [pool for pool in records if pool not in individual]
     if missing or not records:
         raise KitError(f"Records of the individual experts are missing: {', '.join(missing) or 'all'}.")
+    first = next(iter(records.values()))
+    return row_of(
+        name,
+        (first.title, first.access),
+        {pool: one.accuracy for pool, one in records.items()},
+        {pool: individual[pool].accuracy for pool in records},
+        [one.seconds["merge"] for one in records.values()],
+        sizes,
+        baseline=baseline,
+        note=note,
+    )
+
+
+def row_of(
+    name: str,
+    method: tuple[str, str],
+    accuracy: Mapping[str, Mapping[str, float]],
+    individual: Mapping[str, Mapping[str, float]],
+    seconds: Sequence[float],
+    sizes: Mapping[str, int],
+    *,
+    baseline: bool = False,
+    note: str = "",
+) -> Row:
+    """Return the row of a method that was measured outside a study, or whose records were opened.
+
+    Args:
+        name: of who handed it in, or of the kit's method.
+        method: its title and data access.
+        accuracy: pool -> task -> accuracy in percent.
+        individual: the same of the individual experts.
+        seconds: of merging, one for each pool.
+        sizes: task -> number of test images, for the interval.
+        baseline: whether it is one of the kit's methods.
+        note: what a reader should know.
+    """
+    from mergekit_lite.study.records import Record
+
+    records = {pool: Record.model_construct(accuracy=dict(one)) for pool, one in accuracy.items()}
     # Pools may share images, so their spreads must not be averaged out: the ends are averaged, not the draws.
     ends = [interval(image_spread(record, sizes)) for record in records.values()]
-    first = next(iter(records.values()))
     return Row(
         name=name,
-        title=first.title,
-        access=first.access,
+        title=method[0],
+        access=method[1],
         accuracy={pool: record.average for pool, record in records.items()},
-        normalised=fmean(normalised(one.accuracy, individual[pool].accuracy) for pool, one in records.items()),
+        normalised=fmean(normalised(one, individual[pool]) for pool, one in accuracy.items()),
         interval=(fmean(low for low, _ in ends), fmean(high for _, high in ends)),
-        seconds=fmean(one.seconds["merge"] for one in records.values()),
+        seconds=fmean(seconds),
         baseline=baseline,
         note=note,
     )

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mergekit_lite.course import reading, serving
+from mergekit_lite.course.checks import Finding
 from mergekit_lite.course.confinement import Process
 from mergekit_lite.course.plan import Plan, PlannedPool
 from mergekit_lite.errors import KitError
@@ -22,16 +23,6 @@ from mergekit_lite.study.keys import asked
 from mergekit_lite.study.records import Cell
 from mergekit_lite.suites.suite import Suite
 from mergekit_lite.weights import Weights, first_three, is_finite, mismatches
-
-
-class Finding(BaseModel):
-    """What one check or test found; `passed` is None where it was a hint only."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    passed: bool | None
-    reason: str = ""
 
 
 class Examined(BaseModel):
