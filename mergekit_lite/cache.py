@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -82,6 +83,21 @@ def check_writable(folder: Path) -> None:
         raise _unwritable(folder, error) from error
     except ValueError as error:  # a name with a zero byte
         raise KitError(f"{folder} is no name of a folder ({error}). Choose another.") from error
+
+
+def check_room(folder: Path, wanted: int, what: str) -> None:
+    """Check that `wanted` bytes fit on the disk of `folder`.
+
+    Raises:
+        KitError: they do not.
+    """
+    free = shutil.disk_usage(existing(folder)).free
+    if wanted > free:
+        raise KitError(
+            f"There is no room for {what}: it takes {wanted / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free, "
+            f"{(wanted - free) / 1e9:.2f} GB too few. Choose fewer tasks, or set {VARIABLE} (decoded images) or "
+            f"HF_HOME (downloads) to a folder on a larger disk."
+        )
 
 
 def _unwritable(path: Path, error: OSError) -> KitError:

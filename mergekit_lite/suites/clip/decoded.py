@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mergekit_lite.cache import (
     VARIABLE,
     cache_dir,
+    check_room,
     content_hash,
     file_digest,
     locked,
@@ -34,7 +35,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub import cleared
-from mergekit_lite.suites.clip.hub_data import check_room, labelled
+from mergekit_lite.suites.clip.hub_data import labelled
 from mergekit_lite.suites.clip.labels import label_numbers
 from mergekit_lite.suites.clip.pixels import Preprocessing, Work, decode_rows, handed_over, preprocessing
 from mergekit_lite.suites.clip.sources import known_source, located

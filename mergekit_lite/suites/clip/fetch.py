@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from rich.console import Console
 from rich.table import Table
 
-from mergekit_lite.cache import VARIABLE, cache_dir, existing
+from mergekit_lite.cache import VARIABLE, cache_dir, check_room, existing
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.suites.clip import decoded, hub, hub_data, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, HubTask, base_file, expert_file, hub_tasks
@@ -207,4 +207,4 @@ def _check_room(items: Sequence[Item]) -> None:
     if existing(downloads).stat().st_dev == existing(images).stat().st_dev:
         wanted = {images: sum(wanted.values())}
     for folder, size in wanted.items():
-        hub_data.check_room(folder, size, "what is to be fetched")
+        check_room(folder, size, "what is to be fetched")

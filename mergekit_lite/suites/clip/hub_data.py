@@ -4,13 +4,12 @@ The `datasets` library reads id, configuration and split; the files come through
 alone (the library would download all splits, the corrupted copies too), checked against the hashes the hub announces.
 """
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-from mergekit_lite.cache import VARIABLE, cache_dir, existing
+from mergekit_lite.cache import cache_dir, check_room
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub import bars_in_a_terminal_only, discard, fetched, has_digest, remove
@@ -115,18 +114,3 @@ def _features(source: Source, first: Path) -> "datasets.Features | None":
     if source.features is None or (source.kind == "parquet" and set(read_schema(first).names) != set(source.features)):
         return None
     return the_library().Features.from_dict(source.features)
-
-
-def check_room(folder: Path, wanted: int, what: str) -> None:
-    """Check that `wanted` bytes fit on the disk of `folder`.
-
-    Raises:
-        KitError: they do not.
-    """
-    free = shutil.disk_usage(existing(folder)).free
-    if wanted > free:
-        raise KitError(
-            f"There is no room for {what}: it takes {wanted / 1e9:.2f} GB, but {folder} has {free / 1e9:.2f} GB free, "
-            f"{(wanted - free) / 1e9:.2f} GB too few. Choose fewer tasks, or set {VARIABLE} (decoded images) or "
-            f"HF_HOME (downloads) to a folder on a larger disk."
-        )
