@@ -1,5 +1,6 @@
 """What names a record: a key holds all that may change the answer, and nothing else."""
 
+import json
 import linecache
 import os
 import subprocess
@@ -11,9 +12,10 @@ import fakes
 import pytest
 import torch
 
-from mergekit_lite import machine, methods, study
+from mergekit_lite import fingerprints, machine, methods, study
 from mergekit_lite.methods import registry
 from mergekit_lite.study import Cell, evaluation, keys, task_data
+from mergekit_lite.suites import load_suite
 from mergekit_lite.suites.broken import Broken
 
 if TYPE_CHECKING:
@@ -217,3 +219,25 @@ def test_a_method_of_a_script_runs_on_several_workers(tmp_path: Path) -> None:
     workers = {path.stem for path in tmp_path.glob("*.pid")}
     assert workers
     assert parent not in workers
+
+
+def test_code_that_gives_the_same_answers_counts_as_the_code_of_the_records(
+    suite: "Suite", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys.cell_key(suite, cell())
+    code = keys._code_of(evaluation.accuracies)
+    monkeypatch.setattr(keys, "same_answers", lambda: {code: "another"})
+    assert keys.cell_key(suite, cell()) != before
+    monkeypatch.setattr(keys, "same_answers", lambda: {"another": code})
+    assert keys.cell_key(suite, cell()) == before
+
+
+def test_what_counts_as_earlier_code_is_code_of_today_and_was_tried() -> None:
+    kept = json.loads((Path(methods.__file__).parents[1] / "reference/same_answers.json").read_text(encoding="utf-8"))
+    functions = [one.function for one in registry.all_methods()]
+    parts = [*functions, *load_suite("miniature", "cpu").computing, evaluation.accuracies, task_data.shown, Broken]
+    today = {fingerprints.code_of(part) for part in parts}
+    assert [one["part"] for one in kept["parts"] if one["code"] not in today] == [], (
+        "this code was changed again: compute records anew with `python -m benchmarks.same_answers`"
+    )
+    assert bool(kept["parts"]) == bool(kept["records"]) == bool(kept["why"])

@@ -1,11 +1,16 @@
 """What names a record: a hash of all that may change the answer to a cell, and of nothing else.
 
 Of the code, what is computed counts (`mergekit_lite.fingerprints`): of the method and all that it uses, wherever that
-lies, of the task data, of the encoder and of the evaluation.
+lies, of the task data, of the encoder and of the evaluation. Where code was changed and records computed anew came out
+the same to the last bit, the new code counts as the old: `reference/same_answers.json` holds what counts as what, and
+which records were tried (``python -m benchmarks.same_answers``).
 """
 
+import json
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from mergekit_lite.cache import content_hash
@@ -92,7 +97,15 @@ def _environment(suite: Suite) -> dict[str, str]:
 
 def _code_of(part: Any) -> str:
     # The kit's own code does not change while it runs; a notebook's cell may.
-    return _known_code_of(part) if part.__module__.partition(".")[0] == PACKAGE else code_of(part)
+    code = _known_code_of(part) if part.__module__.partition(".")[0] == PACKAGE else code_of(part)
+    return same_answers().get(code, code)
 
 
 _known_code_of = cache(code_of)
+
+
+@cache
+def same_answers() -> Mapping[str, str]:
+    """Return hash of code -> hash of the earlier code that it counts as, since it gives the same answers."""
+    with files("mergekit_lite").joinpath("reference/same_answers.json").open(encoding="utf-8") as stream:
+        return {one["code"]: one["counts_as"] for one in json.load(stream)["parts"]}
