@@ -31,7 +31,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, notebook:
         raise AssertionError("this should not have been begun")
 
     for module, name in [
-        *((runner, "_execute"), (fetch, "_items"), (pretraining, "see"), (book, "build_book")),
+        *((runner, "execute"), (fetch, "_items"), (pretraining, "see"), (book, "build_book")),
         *((fakes.FakeSuite, "encode"), (fakes.FakeSuite, "split")),
     ]:
         monkeypatch.setattr(module, name, never)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))  # the scripts are no part of the installed packag
 
 from benchmarks.killing import FILE, WAYS, WORKER, Run, answers, half_written  # noqa: E402
 from mergekit_lite import study  # noqa: E402
-from mergekit_lite.pipeline import runner  # noqa: E402
+from mergekit_lite.pipeline import execution, runner  # noqa: E402
 from mergekit_lite.study import Cell  # noqa: E402
 from mergekit_lite.suites.clip.finetune import make_expert  # noqa: E402
 from mergekit_lite.weight_files import read  # noqa: E402
@@ -177,7 +177,7 @@ def test_what_a_killed_run_left_of_a_notebook_is_removed_and_not_what_another_ru
     theirs = [f".one.{os.getpid()}.ipynb", f".one.{os.getpid()}.records", f".two.{run.process.pid}.ipynb", "one.ipynb"]
     for name in (*theirs, f".one.{run.process.pid}.ipynb", f".one.{run.process.pid}.records"):
         (tmp_path / name).touch()
-    runner._sweep(tmp_path / "one.ipynb")
+    execution._sweep(tmp_path / "one.ipynb")
     assert {path.name for path in tmp_path.iterdir() if path.suffix in (".ipynb", ".records")} == set(theirs)
 
 

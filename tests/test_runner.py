@@ -1,5 +1,6 @@
 """A profile is checked as a whole before anything runs; what ran is kept, what is still valid is not run again."""
 
+import errno
 import json
 import os
 import re
@@ -235,13 +236,13 @@ def test_a_notebook_runs_in_this_python_and_again_only_when_something_changed(
         stamps.append(stamped["stamp"])
         return 0.0
 
-    monkeypatch.setattr(runner, "_execute", executed)
+    monkeypatch.setattr(runner, "execute", executed)
     runner.run_profile(profile, root, force=True)
     runner.run_profile(write_profile(root, one={"steps": 8}), root)
     monkeypatch.setattr(runner, "library_hash", lambda: "another")
     runner.run_profile(profile, root)
     monkeypatch.undo()
-    monkeypatch.setattr(runner, "_execute", executed)
+    monkeypatch.setattr(runner, "execute", executed)
     monkeypatch.setattr(runner, "_check_suites", lambda profile, named: None)
     template.write_text(template.read_text().replace("print(steps", "print( steps"))
     runner.run_profile(profile, root)
@@ -273,8 +274,12 @@ def test_a_failing_cell_is_named_and_the_last_good_result_stays(tmp_path: Path) 
     before = good.read_bytes()
     with pytest.raises(KitError) as caught:
         runner.run_profile(write_profile(tmp_path, one={"steps": 9}), tmp_path)
-    assert str(caught.value).startswith("one.ipynb failed: cell [3] raised RuntimeError: too many\n")
-    assert "build/short/one.failed.ipynb" in str(caught.value)
+    assert str(caught.value).splitlines() == [
+        "1 of 1 notebooks failed.",
+        "one (cell [3]): RuntimeError: too many",
+        "How far they came: build/short/NOTEBOOK.failed.ipynb.",
+        "Finished records are kept: run the same command again to resume from there.",
+    ]
     assert sorted(path.name for path in good.parent.iterdir()) == ["one.failed.ipynb", "one.ipynb"]
     assert "too many" in (good.parent / "one.failed.ipynb").read_text()
     assert good.read_bytes() == before
@@ -282,17 +287,79 @@ def test_a_failing_cell_is_named_and_the_last_good_result_stays(tmp_path: Path) 
 
 def test_a_kernel_that_dies_is_worded(tmp_path: Path) -> None:
     write_notebook(tmp_path, "one", "import os\nos._exit(1)")
-    with pytest.raises(KitError, match=r"one.ipynb failed: its kernel died, most often because the memory ran out"):
+    with pytest.raises(KitError, match=r"\none: its kernel died, most often because the memory ran out"):
         runner.run_profile(write_profile(tmp_path, one={}), tmp_path)
 
 
+def test_a_notebook_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "from mergekit_lite.errors import KitError\nraise KitError('The hub does not answer.')"
+    for name, *cells in (
+        ("divides", "1 / 0"), ("asks", missing), ("good", "print('done')"), ("asks_later", "1", missing)
+    ):  # fmt: skip
+        write_notebook(tmp_path, name, *cells)
+    profile = write_profile(tmp_path, divides={}, asks={}, good={}, asks_later={})
+    with pytest.raises(KitError) as caught:
+        runner.run_profile(profile, tmp_path)
+    assert str(caught.value).splitlines()[:3] == [
+        "3 of 4 notebooks failed; the other 1 are done.",
+        "divides (cell [3]): ZeroDivisionError: division by zero",
+        "asks (cell [3]), asks_later (cell [4]): The hub does not answer.",
+    ]
+    assert printed(tmp_path / "build" / "short" / "good.ipynb") == "done\n"
+    said = capsys.readouterr().out
+    assert "divides: failed (ZeroDivisionError: division by zero)\nasks: running" in said
+    write_notebook(tmp_path, "divides", "1 / 1")
+    with pytest.raises(KitError, match=r"^2 of 4 notebooks failed; the other 2 are done\."):
+        runner.run_profile(profile, tmp_path)
+    assert "good: unchanged since it was run" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_once_for_all_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("one", "two"):
+        write_notebook(tmp_path, name)
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    with pytest.raises(KitError) as caught:
+        runner.run_profile(write_profile(tmp_path, one={}, two={}), tmp_path)
+    assert str(caught.value).splitlines() == [
+        "2 of 2 notebooks failed.",
+        "one, two: it cannot be written (No space left on device).",
+        "Finished records are kept: run the same command again to resume from there.",
+    ]
+    assert list((tmp_path / "build" / "short").iterdir()) == []
+    (tmp_path / "build" / "short").rmdir()
+    (tmp_path / "build" / "short").touch()  # a file where the folder belongs
+    with pytest.raises(KitError, match=r"\none, two: .*short cannot be written"):
+        runner.run_profile(write_profile(tmp_path, one={}, two={}), tmp_path)
+
+
+def test_a_failing_notebook_fails_the_command(tmp_path: Path) -> None:
+    """So that `make book` stops there."""
+    write_notebook(tmp_path, "one", "1 / 0")
+    write_profile(tmp_path, one={})
+    code = (
+        "from mergekit_lite.cli import app\nfrom mergekit_lite.pipeline import runner\n"
+        "runner._check_suites = print\napp()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "short"], cwd=tmp_path, text=True, capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: 1 of 1 notebooks failed.\n")
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["the process", "the terminal"])
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for left-over processes in /proc")
-def test_an_interrupt_ends_the_kernel_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+def test_an_interrupt_stops_all_and_leaves_nothing_half_done(tmp_path: Path, group: bool) -> None:
     note = tmp_path / "note"
     write_notebook(
         tmp_path, "one", f"import os, time\nopen({str(note)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
     )
-    write_profile(tmp_path, one={})
+    write_notebook(tmp_path, "two")
+    write_profile(tmp_path, one={}, two={})
     code = (
         "from mergekit_lite.cli import app\nfrom mergekit_lite.pipeline import runner\n"
         "runner._check_suites = print\napp()"
@@ -301,13 +368,13 @@ def test_an_interrupt_ends_the_kernel_and_leaves_nothing_half_done(tmp_path: Pat
         [sys.executable, "-c", code, "run", "short"], cwd=tmp_path, text=True, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         # A shell starts what runs in its background with interrupts ignored, and that would be inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), start_new_session=True,
     )  # fmt: skip
     until = time.monotonic() + 120  # a busy machine takes long to start a kernel, and to end one
     while not (note.exists() and note.read_text()):
         assert time.monotonic() < until
         time.sleep(0.05)
-    run.send_signal(signal.SIGINT)
+    os.killpg(run.pid, signal.SIGINT) if group else run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=120)
     assert run.returncode == 130
     assert "Interrupted. What was finished is kept" in said

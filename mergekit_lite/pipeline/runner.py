@@ -1,12 +1,13 @@
-"""Runs a profile's notebooks through papermill: all is checked first, and what is still valid is not run again."""
+"""Runs a profile's notebooks through papermill: all is checked first, and what is still valid is not run again.
+
+A notebook that fails costs the others nothing: they run, and what failed is told at the end.
+"""
 
 import ast
 import math
 import os
-import re
 import sys
 import textwrap
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,14 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
 
-from mergekit_lite.cache import LEDGER, check_writable, content_hash, file_digest, sweep_dead
+from mergekit_lite.cache import content_hash, file_digest
 from mergekit_lite.errors import KitError, shown, suggestion
+from mergekit_lite.pipeline.execution import Failed, execute
 from mergekit_lite.pipeline.profiles import Profile
 from mergekit_lite.syntax import dumped, plain
 
@@ -57,7 +54,8 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
         force: run again even what is still valid: same template, parameters, library and torch.
 
     Raises:
-        KitError: an unknown notebook or suite, an unknown or ill-typed parameter (nothing was run), or a failing cell.
+        KitError: an unknown notebook or suite, or an unknown or ill-typed parameter (nothing was run); or notebooks
+            that failed (all others were run).
     """
     if only is not None and only not in profile.notebooks:
         hint = suggestion(only, profile.notebooks)
@@ -78,13 +76,35 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
         _check_suites(profile, (checked[name].get("suite") for name, *_ in stale))
         if profile.budget:
             print(f"What profile {profile.name} takes when nothing is there yet:\n{profile.budget}", flush=True)
+    failures: dict[str, Failed] = {}
     for name, template, target in stale:
         given = ", ".join(f"{key}={value!r}" for key, value in checked[name].items())
         print(f"{name}: running{f' with {given}' if given else ''}", flush=True)
         stamped = {"profile": profile.name, "stamp": stamp(template, checked[name], library)}
-        seconds = _execute(template, target, checked[name], stamped)
-        print(f"{name}: done in {seconds:.0f} s", flush=True)
+        try:
+            seconds = execute(template, target, checked[name], stamped)
+            print(f"{name}: done in {seconds:.0f} s", flush=True)
+        except Failed as failed:
+            failures[name] = failed
+            print(f"{name}: failed ({textwrap.shorten(failed.reason, 120, placeholder=' ...')})", flush=True)
+    if failures:
+        raise KitError(_told(failures, len(executed), profile.name))
     return executed
+
+
+def _told(failures: Mapping[str, Failed], asked: int, profile: str) -> str:
+    """Return what failed and why; a reason that several notebooks share, such as a full disk, is said once."""
+    alike: dict[str, list[str]] = {}
+    for name, failed in failures.items():
+        where = name if failed.cell is None else f"{name} (cell [{failed.cell}])"
+        alike.setdefault(failed.reason, []).append(where)
+    rest = asked - len(failures)
+    lines = [f"{len(failures)} of {asked} notebooks failed{f'; the other {rest} are done' if rest else ''}."]
+    lines += [f"{', '.join(names)}: {reason}" for reason, names in alike.items()]
+    if any(failed.kept for failed in failures.values()):
+        lines.append(f"How far they came: build/{profile}/NOTEBOOK.failed.ipynb.")
+    lines.append("Finished records are kept: run the same command again to resume from there.")
+    return "\n".join(lines)
 
 
 def check_parameters(profile: Profile, notebook: str, root: Path) -> dict[str, Any]:
@@ -217,81 +237,3 @@ def _check_suites(profile: Profile, named: Iterable[str | None]) -> None:
                 check_name(suite)
             except KitError as error:
                 raise KitError(f"profiles/{profile.name}.yaml: {error}") from error
-
-
-# As `python -m ipykernel_launcher`, and quicker: the garbage collector would go through all of torch again and again
-# while modules load, and at the end Python would take everything apart, object by object.
-KERNEL = """
-import atexit, gc, os, sys
-del sys.path[0]
-gc.set_threshold(100_000)
-atexit.register(os._exit, 0)
-from ipykernel.kernelapp import launch_new_instance
-launch_new_instance()
-"""
-
-
-class ThisPython(AsyncKernelManager):
-    """Starts the kernel with the interpreter that runs this code, whatever a user's own kernel "python3" points to."""
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        """The command that starts the kernel."""
-        # Without its own log: after Ctrl-C it would print a traceback. Errors of cells come another way.
-        command = [sys.executable, "-c", KERNEL, "--log-level=50", "-f", "{connection_file}"]
-        return KernelSpec(argv=command, display_name="Python 3", language="python")
-
-
-def _execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped: Mapping[str, str]) -> float:
-    """Execute `template` into `target`, stamp it, and return the seconds that it took; they are in the stamp, too."""
-    begun = time.perf_counter()
-    check_writable(target.parent)
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
-    failed = target.with_name(f"{target.stem}.failed.ipynb")
-    failed.unlink(missing_ok=True)
-    _sweep(target)
-    ledger = partial.with_suffix(".records")
-    ledger.touch()
-    os.environ[LEDGER] = str(ledger)  # the kernel inherits it
-    try:
-        papermill.execute_notebook(
-            _literal(template),
-            _literal(partial),
-            parameters=dict(parameters),
-            kernel_name="python3",
-            language="python",
-            kernel_manager_class=ThisPython,
-            progress_bar=False,
-            stdout_file=sys.stdout,  # what the notebook prints is the progress
-            cwd=str(template.parent),  # as in Jupyter
-        )
-        notebook = read_notebook(partial)
-        seconds = time.perf_counter() - begun
-        records = sorted(set(ledger.read_text(encoding="utf-8").split()))
-        notebook.metadata["mergekit_lite"] = {**stamped, "records": records, "seconds": round(seconds, 1)}
-        nbformat.write(notebook, partial)
-        os.replace(partial, target)
-        return seconds
-    except (PapermillExecutionError, DeadKernelError) as error:
-        os.replace(partial, failed)
-        what = "its kernel died, most often because the memory ran out."
-        if isinstance(error, PapermillExecutionError):
-            what = f"cell [{error.exec_count}] raised {error.ename}: {error.evalue}"
-        raise KitError(
-            f"{template.name} failed: {what}\nThe notebook up to there: build/{failed.parent.name}/{failed.name}. "
-            "Finished records are kept: run the same command again to resume from there."
-        ) from error
-    finally:
-        del os.environ[LEDGER]
-        ledger.unlink(missing_ok=True)
-        partial.unlink(missing_ok=True)
-
-
-def _sweep(target: Path) -> None:
-    """Remove what runs that were killed left of a notebook; what belongs to a process that lives stays."""
-    sweep_dead(target.parent, rf"\.{re.escape(target.stem)}\.(\d+)\.(?:ipynb|records)")
-
-
-def _literal(path: Path) -> str:
-    """Return `path` for papermill, which takes it for a format string."""
-    return str(path).replace("{", "{{").replace("}", "}}")
