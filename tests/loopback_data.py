@@ -46,8 +46,10 @@ def connect(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
     monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", folder / "modules")
     from mergekit_lite.suites.clip import hub as weights
+    from mergekit_lite.suites.clip import pins
 
-    weights._announced.cache_clear()  # what another hub said
+    weights.announced.cache_clear()  # what another hub said
+    pins.completed.cache_clear()
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     return pauses

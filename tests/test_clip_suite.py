@@ -321,7 +321,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    hub._announced.cache_clear()
+    hub.announced.cache_clear()
+    monkeypatch.setenv("MERGEKIT_LITE_CACHE", str(tmp_path / "kit"))
     yield state
     served.shutdown()
     served.server_close()

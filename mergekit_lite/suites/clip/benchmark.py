@@ -70,10 +70,20 @@ class HubTask:
 
 
 @cache
+def _stored() -> Any:
+    return json.loads(files("mergekit_lite").joinpath("reference/tasks.json").read_text(encoding="utf-8"))
+
+
+def revisions() -> Mapping[str, str]:
+    """Return for each repository whose right state is known the first digits of that commit; see `pins.completed`."""
+    stored: dict[str, str] = _stored()["revisions"]
+    return stored
+
+
+@cache
 def hub_tasks() -> Mapping[str, HubTask]:
     """Return the twenty tasks by name, in the benchmark's order."""
-    with files("mergekit_lite").joinpath("reference/tasks.json").open(encoding="utf-8") as stream:
-        stored: list[dict[str, Any]] = json.load(stream)["tasks"]
+    stored: list[dict[str, Any]] = _stored()["tasks"]
     return {
         one["name"]: HubTask(
             name=one["name"],

@@ -4,7 +4,6 @@ What is there is read in full and compared with its hashes; what is missing or d
 resumes. Afterwards everything runs with HF_HUB_OFFLINE=1.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import huggingface_hub
 import open_clip
 from huggingface_hub import constants
 from rich.console import Console
@@ -20,7 +18,7 @@ from rich.table import Table
 
 from mergekit_lite.cache import VARIABLE, cache_dir, check_room, existing
 from mergekit_lite.errors import KitError, suggestion
-from mergekit_lite.suites.clip import decoded, hub, hub_data, sources
+from mergekit_lite.suites.clip import decoded, hub, hub_data, pins, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, HubTask, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.suite import Which, chosen_tasks
 
@@ -157,22 +155,17 @@ def _looked_up(what: str, where: str, look: Callable[[], Item]) -> Item:
 
 
 def _weights(what: str, repository: str, filename: str) -> Item:
-    found = huggingface_hub.try_to_load_from_cache(repository, filename)
+    found = hub.cached(repository, filename)
     source = hub.source(repository, filename)
-    if isinstance(found, str):
-        download, size = 0, os.path.getsize(found)
-    else:
-        url = huggingface_hub.hf_hub_url(repository, filename, revision=source.commit)
-        try:
-            download = size = hub.retried(lambda: huggingface_hub.get_hf_file_metadata(url)).size or 0
-        except Exception as error:
-            raise hub.explained(error, f"{repository}/{filename}") from error
+    download = 0 if found else hub.announced(repository, filename, pins.pinned(repository))[1]
 
     def bring() -> tuple[str, int]:
-        return source.sha256, hub.downloaded(repository, filename).stat().st_size
+        size = hub.downloaded(repository, filename).stat().st_size
+        return hub.source(repository, filename).sha256, size
 
-    state: State = "missing" if download else "there"
-    return Item(what, repository, source.commit, download, 0, size, bring, state, "" if download else source.sha256)
+    state: State = "there" if found else "missing"
+    content, size = (source.sha256, found.stat().st_size) if found else ("", download)
+    return Item(what, repository, source.commit, download, 0, size, bring, state, content)
 
 
 def _images(what: str, task: HubTask, which: Which, side: int, workers: int) -> Item:

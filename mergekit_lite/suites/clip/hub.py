@@ -1,68 +1,75 @@
 """Files of the Hugging Face hub: fetched once, checked, known by their hash, and errors in words one can act on."""
 
-import errno
 import hashlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import huggingface_hub
-from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import HfFileMetadata, constants
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from mergekit_lite.cache import Written, cache_dir, file_digest, move_folder_aside, written
+from mergekit_lite.cache import Written, file_digest, move_folder_aside, written
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.clip import pins
+from mergekit_lite.suites.clip.pins import Pin
+from mergekit_lite.suites.clip.trouble import Answer, explained, lacks_the_file, retried
 
-Answer = TypeVar("Answer")
-
-PAUSES = (2.0, 8.0, 30.0)
-"""Seconds to wait before trying again. huggingface_hub repeats some requests by itself, with pauses of 1 to 8 seconds,
-but neither a download that ends in a server error nor the listings and tables of data sets."""
-
-_NETWORK = ("httpx", "httpcore", "requests", "urllib3", "aiohttp", "ssl", "socket")  # who raises when nobody answers
+INSTEAD = {"open_clip_model.safetensors": "open_clip_pytorch_model.bin"}
+"""File -> the one to take where a repository has no such file. open_clip knows these two names and reads the second
+one, a pickle, with `weights_only`: tensors and containers, nothing that runs."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which bytes a file of the hub is: `sha256` are all 64 digits, `commit` is what the branch `main` stood for."""
+    """Which bytes a file of the hub is.
+
+    Attributes:
+        commit: of the repository.
+        sha256: all 64 digits.
+        now: the repository's name on the hub if it was moved, else "".
+    """
 
     repo: str
     filename: str
     commit: str
     sha256: str
+    now: str = ""
 
     def __str__(self) -> str:
-        return f"{self.repo}@{self.commit}/{self.filename}"
+        return f"{self.repo}@{self.commit}/{self.filename}" + (f" (the hub has it as {self.now})" if self.now else "")
 
 
 def downloaded(repo: str, filename: str) -> Path:
-    """Return the file `filename` of the model `repo`, fetched into the hub's own cache unless it is there.
+    """Return the file `filename` of the model `repo` (or what is taken `INSTEAD`), in the hub's own cache.
 
-    What is there is taken without asking the hub whether the repository has moved on, so that results stay what they
-    are and no network is needed. Its SHA-256 is compared with the one that the hub lists, once per process: if it is
-    another one the file is fetched anew.
+    It is fetched unless it is there, of the commit that is pinned, and pins the commit from then on (see `pins`). What
+    is there is taken without asking the hub whether the repository has moved on, so that results stay what they are and
+    no network is needed. Its SHA-256 is compared with the one that the hub lists, once per process: if it is another
+    one the file is fetched anew.
 
     Raises:
         KitError: it cannot be fetched, or arrived damaged (it is deleted then); it is damaged, and may not be fetched.
     """
-    found, what = _cached(repo, filename), f"{repo}/{filename}"
+    found, what = cached(repo, filename), f"{repo}/{filename}"
     if found is not None:
         listed = _listed_sha256(found)
         if listed is None or has_digest(found, listed):
             return found
         discard(found, what)
     print(f"Fetching {what}.", flush=True)
+    commit = pins.pinned(repo)
+
+    def fetch(name: str) -> Path:
+        return fetched(lambda: huggingface_hub.hf_hub_download(repo, name, revision=commit))
+
     try:
         with bars_in_a_terminal_only():
-            path = fetched(lambda: huggingface_hub.hf_hub_download(repo, filename))
+            path, name = _or_instead(filename, fetch)
     except Exception as error:
         raise explained(error, what) from error
     listed = _listed_sha256(path)
@@ -72,7 +79,18 @@ def downloaded(repo: str, filename: str) -> Path:
             f"{what} arrived damaged: its SHA-256 is not the {listed[:16]}... that the hub lists. It was deleted. "
             "Run the same again; if that does not help, look for a proxy that changes what passes it."
         )
+    pins.keep(Pin(repo, _commit(path, name), pins.name_now(repo)))
     return path
+
+
+def _or_instead(filename: str, call: Callable[[str], Answer]) -> tuple[Answer, str]:
+    """Return `call(filename)` and the name; if the repository lacks the file, both for the one that is taken instead."""
+    try:
+        return call(filename), filename
+    except Exception as error:
+        if filename not in INSTEAD or not lacks_the_file(error):
+            raise
+    return call(INSTEAD[filename]), INSTEAD[filename]
 
 
 def fetched(call: Callable[[], str]) -> Path:
@@ -140,19 +158,29 @@ def source(repo: str, filename: str) -> Source:
     Raises:
         KitError: it is not there, and the hub cannot be asked.
     """
-    found = _cached(repo, filename)
-    if found is not None:
-        commit = found.parents[len(Path(filename).parts) - 1].name  # .../snapshots/<commit>/<filename>
-        return Source(repo, filename, commit, _listed_sha256(found) or _digest(found, written(found), 64))
-    return _announced(repo, filename)
+    found = cached(repo, filename)
+    if found is None:
+        return announced(repo, filename, pins.pinned(repo))[0]
+    pin, name = pins.kept(repo), filename if found.name == Path(filename).name else INSTEAD[filename]
+    sha256 = _listed_sha256(found) or _digest(found, written(found), 64)
+    return Source(repo, name, _commit(found, name), sha256, pin.now if pin else "")
 
 
 @cache  # a study asks for the same twenty files once per cell
-def _announced(repo: str, filename: str) -> Source:
+def announced(repo: str, filename: str, commit: str | None) -> tuple[Source, int]:
+    """Return what the hub says of a file at a commit (None: of `main`), and its size in bytes; it is not fetched.
+
+    Raises:
+        KitError: the hub cannot be asked, or has no such repository, commit or file.
+    """
     what = f"{repo}/{filename}"
-    url = huggingface_hub.hf_hub_url(repo, filename)
+
+    def ask(name: str) -> HfFileMetadata:
+        url = huggingface_hub.hf_hub_url(repo, name, revision=commit)
+        return retried(lambda: huggingface_hub.get_hf_file_metadata(url))
+
     try:
-        facts = retried(lambda: huggingface_hub.get_hf_file_metadata(url))
+        facts, name = _or_instead(filename, ask)
     except Exception as error:
         raise explained(error, what) from error
     if not facts.commit_hash or not facts.etag:
@@ -160,82 +188,34 @@ def _announced(repo: str, filename: str) -> Source:
             f"The answer for {what} lacks the commit and hash that the Hugging Face hub gives. Unset HF_ENDPOINT, or "
             "set it to a mirror that passes them on; behind a proxy, check that it lets the hub through."
         )
-    return Source(repo, filename, facts.commit_hash, facts.etag)
+    return Source(repo, name, facts.commit_hash, facts.etag), facts.size or 0
 
 
-def retried(call: Callable[[], Answer], pauses: tuple[float, ...] = PAUSES) -> Answer:
-    """Return what `call` returns; after a rate limit (429) or a server error (5xx) wait and call again.
+def cached(repo: str, filename: str, commit: str | None = None) -> Path | None:
+    """Return the file, or what is taken `INSTEAD`, where the hub's cache has it, not looking into it; None without it.
 
-    Longer pauses that the hub asks for (Retry-After) are kept, up to five minutes. Other errors are not repeated.
+    Args:
+        repo: of a model.
+        filename: in it.
+        commit: by default the one that is pinned, and if none is, `main` as it was fetched. Where that is unknown too,
+            as in a cache that was copied from elsewhere, the only state that is there.
     """
-    for pause in pauses:
-        try:
-            return call()
-        except Exception as error:
-            response = _response(error)
-            if response is None or (response.status_code != 429 and response.status_code < 500):
-                raise
-            asked = str(response.headers.get("Retry-After", ""))
-            time.sleep(min(max(pause, float(asked) if asked.isdecimal() else 0), 300))
-    return call()
-
-
-def explained(error: BaseException, what: str) -> KitError:
-    """Return why `what` could not be fetched, and what to do; `error` is what a library of the hub raised."""
-    if isinstance(error, KitError):
-        return error
-    response, chain = _response(error), list(_chain(error))
-    status = None if response is None else response.status_code
-    numbers = {one.errno for one in chain if isinstance(one, OSError)}
-    words = " ".join(str(one) for one in chain)
-    fetch = "run `mergekit-lite fetch SUITE`"
-    if numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left on device" in words:
-        reason, then = f"the disk of {constants.HF_HUB_CACHE} is full", "Free some space or set HF_HOME to another disk"
-    elif numbers & {errno.EACCES, errno.EPERM, errno.EROFS} or any(isinstance(one, PermissionError) for one in chain):
-        reason = f"the folder {constants.HF_HUB_CACHE} cannot be written to"
-        then = "Make it writable or set HF_HOME to a folder that is"
-    elif any(isinstance(one, OfflineModeIsEnabled) for one in chain):
-        reason = "it is not in the cache, and the hub may not be asked (HF_HUB_OFFLINE is set)"
-        then = f"Unset HF_HUB_OFFLINE and {fetch}, or copy {constants.HF_HUB_CACHE} from where it was fetched"
-    elif any(isinstance(one, GatedRepoError) for one in chain):
-        reason = "it is gated: its owner lets in only those who ask"
-        then = "Ask for access on its page of the hub, then set HF_TOKEN to your token"
-    elif any(isinstance(one, RepositoryNotFoundError) for one in chain):
-        reason = "the hub has no such repository, or it is private"
-        then = "Check the name on the hub; if it is private, set HF_TOKEN to a token that may read it"
-    elif any(isinstance(one, RevisionNotFoundError) for one in chain):
-        reason = "the repository no longer has the commit that is pinned here"
-        then = f"Delete the folder {cache_dir('sources', 'clip')}, so that its present state is asked for"
-    elif status in (401, 403):
-        reason = f"the hub refused it ({status})"
-        then = "Set HF_TOKEN to a valid token that may read it, or unset HF_TOKEN: public files need none"
-    elif status == 404:
-        reason, then = "the repository has no such file (404)", "Look at its files on the hub: it may have been renamed"
-    elif status == 429:
-        reason = "the hub's limit of requests is reached (429)"
-        then = f"Wait some minutes and {fetch} again: it resumes where it stopped. A token in HF_TOKEN raises the limit"
-    elif status is not None and status >= 500:
-        reason = f"the hub has trouble ({status})"
-        then = f"Look at status.huggingface.co, then {fetch} again: it resumes where it stopped"
-    elif "Consistency check failed" in words:
-        reason, then = "it arrived incomplete", f"Look at the network, then {fetch} again"
-    elif any(isinstance(one, ConnectionError | TimeoutError) or _module(one).startswith(_NETWORK) for one in chain):
-        reason = f"it is not in the cache, and {constants.ENDPOINT} does not answer"
-        then = (
-            f"Look at the network and proxy, or set HF_ENDPOINT to a mirror, then {fetch}. Without a network, copy the "
-            f"folder {constants.HF_HUB_CACHE} from a machine where it was fetched"
-        )
-    else:
-        reason, then = spelt(f"{type(error).__name__}: {error}").rstrip(". "), f"If this may pass, {fetch} again"
-    return KitError(f"{spelt(what)} could not be fetched: {reason}. {then}.")
-
-
-def _cached(repo: str, filename: str) -> Path | None:
     try:
-        found = huggingface_hub.try_to_load_from_cache(repo, filename)
+        commit = commit or pins.pinned(repo)
+        for name in filter(None, (filename, INSTEAD.get(filename))):
+            found = huggingface_hub.try_to_load_from_cache(repo, name, revision=commit)
+            if isinstance(found, str):
+                return Path(found)
+            states = [] if commit else [one / name for one in pins.snapshots(repo, "model") if (one / name).is_file()]
+            if len(states) == 1:
+                return states[0]
     except (ValueError, OSError) as error:
         raise explained(error, f"{repo}/{filename}") from error
-    return Path(found) if isinstance(found, str) else None
+    return None
+
+
+def _commit(path: Path, filename: str) -> str:
+    return path.parents[len(Path(filename).parts) - 1].name  # .../snapshots/<commit>/<filename>
 
 
 def _listed_sha256(path: Path) -> str | None:
@@ -268,23 +248,3 @@ def bars_in_a_terminal_only() -> Iterator[None]:
     finally:
         if hide:
             enable_progress_bars()
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, what caused it and so on: the hub's own errors often only say that "an error happened"."""
-    seen: set[int] = set()
-    following: BaseException | None = error
-    while following is not None and id(following) not in seen:
-        seen.add(id(following))
-        yield following
-        following = following.__cause__ or following.__context__
-
-
-def _response(error: BaseException) -> Any:
-    """Return the hub's answer that led to `error`, with `status_code` and `headers`; None if it gave none."""
-    answers = (getattr(one, "response", None) for one in _chain(error))
-    return next((answer for answer in answers if getattr(answer, "status_code", None) is not None), None)
-
-
-def _module(error: BaseException) -> str:
-    return type(error).__module__

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from huggingface_hub import HfApi, constants
 from huggingface_hub.hf_api import RepoFile
 
-from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, ensure, intact, sealed
+from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, ensure, intact, locked, sealed
 from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip import pins
 from mergekit_lite.suites.clip.benchmark import HubTask
-from mergekit_lite.suites.clip.hub import explained, retried
+from mergekit_lite.suites.clip.trouble import explained, retried
 from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Which
 
@@ -46,6 +47,7 @@ class Source:
         kind: of the files, as the `datasets` library calls it: "parquet" or "webdataset".
         features: column types as the data set's card has them, if it has them.
         rows: number of images, if the card says so.
+        now: the repository's name on the hub if it was moved, else "".
     """
 
     dataset: str
@@ -55,6 +57,7 @@ class Source:
     files: tuple[HubFile, ...]
     features: dict[str, Any] | None
     rows: int | None
+    now: str = ""
 
     @property
     def bytes(self) -> int:
@@ -75,14 +78,36 @@ def located(task: HubTask, which: Which) -> Source:
     """
 
     def ask() -> None:
-        # Both splits are asked for, so that they are of one commit whenever each of them is wanted.
-        for split, source in _ask(task, which).items():
-            with sealed(place(task, split)) as temporary:
-                temporary.write_text(json.dumps(asdict(source), indent=1), encoding="utf-8")
+        # If one split is known, the other one is looked up in the same commit.
+        commits = [one.commit for one in (known_source(task, each) for each in WHICH) if one]
+        _keep(task, _ask(task, which, commits[0] if commits else None))
 
     path = place(task, split_name(task, which))
     ensure(ask, path)
     return _read(path)
+
+
+def relocated(task: HubTask, which: Which, commit: str) -> Source:
+    """Return where a split lies at `commit`, which it is pinned to from then on; unless it is already, the hub is asked.
+
+    Raises:
+        KitError: the hub cannot be reached, or does not have the split at that commit; the pin stays what it was.
+    """
+    found = known_source(task, which)
+    if found is None or found.commit != commit:
+        path = place(task, split_name(task, which))
+        asked_for = _ask(task, which, commit)
+        with locked(path):
+            _keep(task, asked_for)
+        found = _read(path)
+    return found
+
+
+def _keep(task: HubTask, asked_for: Mapping[str, Source]) -> None:
+    """Note where the splits of a data set lie. They were asked for together, so that they are of one commit."""
+    for split, source in asked_for.items():
+        with sealed(place(task, split)) as temporary:
+            temporary.write_text(json.dumps(asdict(source), indent=1), encoding="utf-8")
 
 
 def known_source(task: HubTask, which: Which) -> Source | None:
@@ -102,7 +127,8 @@ def place(task: HubTask, split: str) -> Path:
     return cache_dir("sources", "clip") / f"{task.name}-{split}-{key}.json"
 
 
-def _ask(task: HubTask, which: Which) -> dict[str, Source]:
+def _ask(task: HubTask, which: Which, commit: str | None) -> dict[str, Source]:
+    """Return where the two splits lie at a commit; None is that of `reference/tasks.json`, or else the present one."""
     what = f"the data set {task.dataset}"
     if constants.HF_HUB_OFFLINE:
         raise KitError(
@@ -111,9 +137,9 @@ def _ask(task: HubTask, which: Which) -> dict[str, Source]:
         )
     api = HfApi()
     # The commit first: given `main`, the library would also ask another server for facts that it does not need.
-    # If one split is known, the other one is looked up in the same commit.
-    commits = [one.commit for one in (known_source(task, each) for each in WHICH) if one]
-    commit = commits[0] if commits else asked(what, lambda: api.dataset_info(task.dataset).sha or "")
+    commit = commit or pins.completed(task.dataset, "dataset")
+    facts = asked(what, lambda: api.dataset_info(task.dataset, revision=commit))
+    commit = commit or facts.sha or ""
     wanted = [split_name(task, one) for one in WHICH]
     builder = _builder(task, commit, what, None)
     if _kind(builder) == "text":
@@ -147,6 +173,7 @@ def _ask(task: HubTask, which: Which) -> dict[str, Source]:
             files=tuple(files[path] for path in paths[split]),
             features=builder.info.features.to_dict() if builder.info.features else None,
             rows=rows[split].num_examples if split in rows else None,
+            now=facts.id if facts.id != task.dataset else "",
         )
         for split in splits
     }
