@@ -16,7 +16,7 @@ from typing import Any
 
 import platformdirs
 import psutil
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from mergekit_lite.errors import KitError
 
@@ -238,7 +238,7 @@ def _acquire(lock: BaseFileLock) -> None:
             lock.acquire(timeout=PATIENCE)
             return
         except Timeout as error:
-            if isinstance(lock, SoftFileLock):
+            if hasattr(lock, "pid"):  # of a file that says who holds it; from 4.3 on its class does not tell
                 with suppress(FileNotFoundError):  # it was let go just now
                     _check_holder(Path(lock.lock_file), error)
 

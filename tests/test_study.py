@@ -264,7 +264,7 @@ def test_the_objective_decides_which_data_access_a_record_states(suite: "Suite",
         ({"method": "hard_frank_wolfe", "parameters": {"start": "nope"}}, "There is no method 'nope'."),
         (
             {"method": "soft_frank_wolfe", "parameters": {"start": "regmean"}},
-            "the start 'regmean' needs data of the kind 'calibration inputs', but with the objective 'cross-entropy' ",
+            "The start 'regmean' needs data of the kind 'calibration inputs', but with the objective 'cross-entropy' ",
         ),
     ],
 )

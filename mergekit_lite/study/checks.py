@@ -5,6 +5,7 @@ from typing import Any
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
+from mergekit_lite.methods.frank_wolfe.gradient import checked_start
 from mergekit_lite.methods.parameters import check_seed
 from mergekit_lite.study.records import Cell
 from mergekit_lite.suites import corruptions
@@ -41,18 +42,14 @@ def resolved(suite: Suite, cell: Cell) -> Cell:
 
 
 def _check_start(cell: Cell, parameters: Mapping[str, Any]) -> None:
-    """Check that the method which `start` names needs no other data than the objective gives, see `starting_point`."""
+    """Check that the method which `start` names needs no other data than the objective gives."""
     start, objective = str(parameters.get("start")), str(parameters.get("objective"))
-    there = registry.OBJECTIVES.get(objective)
-    known = {name: info for info in registry.all_methods() for name in (info.name, info.function.__name__)}
-    if there is None or start not in known or "objective" in known[start].parameters.model_fields:
-        return
-    needs = known[start].access
-    if needs not in (registry.Access.NONE, there):
-        raise KitError(
-            f"{cell.label}: the start '{start}' needs data of the kind '{needs}', but with the objective '{objective}' "
-            f"there is '{there}'. Choose a start that sees no data, or AdaMerging, which takes either."
-        )
+    known = {one for info in registry.all_methods() for one in (info.name, info.function.__name__)}
+    if start in known and objective in registry.OBJECTIVES:  # a method of one's own may mean something else by these
+        try:
+            checked_start(start, objective)
+        except KitError as error:
+            raise KitError(f"{cell.label}: {error}") from error
 
 
 def adapted_to(cell: Cell, parameters: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.frank_wolfe.oracle import Granularity, Pick
-from mergekit_lite.methods.registry import OBJECTIVES, Access, Examples, Objective, TaskData, get
+from mergekit_lite.methods.registry import OBJECTIVES, Access, Examples, MethodInfo, Objective, TaskData, get
 from mergekit_lite.methods.shared.objectives import loss_and_gradient
 from mergekit_lite.weights import Pool, Weights, widest
 
@@ -73,14 +73,7 @@ def starting_point(
     weights = base
     note: dict[str, Any] = {"method": start}
     if start != "base":
-        info = get(start)
-        chosen = {"objective": objective} if "objective" in info.parameters.model_fields else {}
-        needs, there = info.access_with(chosen), OBJECTIVES[objective]
-        if needs not in {Access.NONE, there}:
-            raise KitError(
-                f"The start '{start}' needs data of the kind '{needs}', but with the objective '{objective}' there is "
-                f"'{there}'. Choose a start that sees no data, or AdaMerging, which takes either."
-            )
+        info, chosen = checked_start(start, objective)
         given = {"data": data, "seed": seed}
         handed = {name: value for name, value in given.items() if name in info.resources}
         merged = info.function(base, experts, **handed, **chosen)
@@ -91,6 +84,23 @@ def starting_point(
             note["trace"] = merged.trace
     dtype = widest(base)
     return {name: weights[name].detach().to(dtype) for name in base}, note
+
+
+def checked_start(start: str, objective: str) -> tuple[MethodInfo, dict[str, Any]]:
+    """Return the method called `start`, and the parameters it is run with where `objective` is minimised.
+
+    Raises:
+        KitError: there is no such method, or it needs other data than the objective gives.
+    """
+    info = get(start)
+    chosen = {"objective": objective} if "objective" in info.parameters.model_fields else {}
+    needs, there = info.access_with(chosen), OBJECTIVES[objective]
+    if needs not in {Access.NONE, there}:
+        raise KitError(
+            f"The start '{start}' needs data of the kind '{needs}', but with the objective '{objective}' there is "
+            f"'{there}'. Choose a start that sees no data, or AdaMerging, which takes either."
+        )
+    return info, chosen
 
 
 def iteration_seed(seed: int, iteration: int, sampling: Sampling) -> int:
