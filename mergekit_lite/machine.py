@@ -1,7 +1,9 @@
 """The machine that computes: its versions, device and memory, and batches as large as the memory allows."""
 
+import gc
 import platform
 import subprocess
+import traceback
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ from typing import TypeVar
 import psutil
 import torch
 
+from mergekit_lite import __version__
 from mergekit_lite.errors import KitError
 
 Result = TypeVar("Result")
@@ -53,13 +56,60 @@ def in_memory(
         _fitting[place] = size = size // 2
 
 
+def let_go(error: BaseException) -> None:
+    """Free the memory that `error` holds: its traceback knows the functions it came through, and they their tensors.
+
+    What was wrong, and where, it still says. The same goes for the errors that led to it.
+    """
+    chain = [error]
+    for one in chain:  # grows as it is read
+        traceback.clear_frames(one.__traceback__)
+        more = (one.__cause__, one.__context__, *getattr(one, "exceptions", ()))
+        chain += [other for other in more if other is not None and not any(other is known for known in chain)]
+    collect()
+
+
+def collect() -> None:
+    """Give back what nobody holds any more: what refers to itself, and what torch keeps of a GPU's memory for later."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def available_memory(device: torch.device) -> int:
+    """Return how many bytes could be taken on `device` now: of a GPU's memory, or of this machine's."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(psutil.virtual_memory().available, *_allowances())
+
+
+def _allowances(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Return what Linux's control groups leave to this process: in a container, or a job of a cluster, it is less.
+
+    Each group may set a limit, and those that it is part of; files that were read count as used until they are needed.
+    """
+    found = [2**63]
+    with suppress(OSError, ValueError, StopIteration):  # another system, or the older groups
+        name = next(
+            line.strip()[4:] for line in own.read_text(encoding="ascii").splitlines() if line.startswith("0::/")
+        )
+        for group in (groups / name, *(groups / name).parents):
+            limit = group / "memory.max"
+            if limit.exists() and (most := limit.read_text(encoding="ascii").strip()) != "max":
+                used = int((group / "memory.current").read_text(encoding="ascii"))
+                kinds = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+                found.append(int(most) - used + int(kinds.get("inactive_file", 0)))
+    return found
+
+
 def versions() -> dict[str, str]:
     """Return the versions that `Provenance` keeps."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "open_clip": version("open_clip_torch"),
-        "mergekit_lite": version("mergekit-lite"),
+        "mergekit_lite": __version__,
     }
 
 

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from mergekit_lite.machine import let_go
+
 Setup = TypeVar("Setup")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +36,7 @@ def side_by_side(
 
     Each process calls `setup` once and hands what it returned to ``work(setup(), item)``. With one worker (or one item)
     everything happens in this process. Everything handed over must pickle. When the parent is interrupted or killed,
-    its workers end at once.
+    its workers end at once. What went wrong holds on to no memory: `machine.let_go`.
     """
     workers = min(workers, len(items))
     if workers <= 1:
@@ -43,13 +45,15 @@ def side_by_side(
         try:
             torch.set_num_threads(1)
             for item in items:
-                yield item, lambda item=item: work(prepared(), item)  # type: ignore[misc]
+                yield item, partial(_done, prepared, work, item)
         finally:
             torch.set_num_threads(threads)
         return
     context = multiprocessing.get_context("spawn")
     alive, keep = context.Pipe(duplex=False)
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=(pickle.dumps(setup), alive)) as pool:
+    with ProcessPoolExecutor(
+        workers, context, initializer=_start, initargs=(pickle.dumps(setup), alive, workers)
+    ) as pool:
         try:
             futures: dict[Future[Result], Item] = {pool.submit(partial(_work, work), item): item for item in items}
             for future in as_completed(futures):
@@ -63,6 +67,13 @@ def side_by_side(
             alive.close()
 
 
+def beside() -> int:
+    """Return how many processes work side by side, this one included, and share the memory: 1 if it has no others."""
+    return _beside
+
+
+_beside = 1
+
 _setup: Callable[[], Any]  # of this worker process
 
 
@@ -71,8 +82,9 @@ def _prepared() -> Any:
     return _setup()
 
 
-def _start(setup: bytes, alive: Connection) -> None:
-    global _setup
+def _start(setup: bytes, alive: Connection, workers: int = 1) -> None:
+    global _setup, _beside
+    _beside = workers
 
     def watch_parent() -> None:
         alive.poll(None)  # nothing is ever sent: this returns when the parent closes its end, or is killed
@@ -91,4 +103,13 @@ def _start(setup: bytes, alive: Connection) -> None:
 
 
 def _work(work: Callable[[Any, Any], Any], item: Any) -> Any:
-    return work(_prepared(), item)
+    return _done(_prepared, work, item)
+
+
+def _done(prepared: Callable[[], Setup], work: Callable[[Setup, Item], Result], item: Item) -> Result:
+    """Return what `work` makes of the item; if it fails, all its memory is free again before the next item."""
+    try:
+        return work(prepared(), item)
+    except BaseException as error:
+        let_go(error)
+        raise

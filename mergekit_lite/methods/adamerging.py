@@ -128,7 +128,8 @@ def layer_wise_adamerging(
 
     Returns:
         The merged weights; the trace has "loss" (one value per step, measured before the step's update), "coefficients"
-        ("experts", "tensors", and "values" as used, [expert][tensor]), and "stopped" if the optimisation ended early.
+        ("experts", "tensors", and "values" as used, [expert][tensor]), "stopped" if the optimisation ended early, and
+        "bank" if the task vectors did not lie on the device.
 
     Raises:
         KitError: an empty pool, experts that do not fit the base, NaN or infinite weights, a parameter out of range, or
@@ -192,8 +193,8 @@ def _learn(
     """Learn one coefficient per expert, and per tensor if `layers`; with a `density`, for what TIES leaves of them."""
     bank = Bank.of(base, experts)
     if density is not None:
-        keep_agreeing(bank.vectors, density)
-    raw = bank.vectors.new_full((len(experts), len(bank.shapes) if layers else 1), initial)
+        keep_agreeing(bank.vectors, density, bank.write)
+    raw = bank.base.new_full((len(experts), len(bank.shapes) if layers else 1), initial)
     batches = data.batches(images_per_task=images_per_task, steps=steps, seed=seed, keep=share)
     trace = adapt(
         bank, raw, data, batches, adam(raw, learning_rate), objective=objective, steps=steps, clamp=clamp, watch=watch,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.methods.registry import Access, Coefficient, Merged, Share, method
+from mergekit_lite.methods.shared.places import Write, into
 from mergekit_lite.methods.shared.ranks import kth_smallest
 from mergekit_lite.weights import PIECE, Pool, Weights, check_finite, difference, pieces
 
@@ -139,16 +140,26 @@ def _check_cutoffs(cutoffs: list[float], base: Mapping[str, Tensor], experts: Po
             check_finite(expert, name=f"expert '{name}'")
 
 
-def keep_agreeing(vectors: Tensor, density: float) -> None:
+def keep_agreeing(vectors: Tensor, density: float, write: Write | None = None) -> None:
     """Trim task vectors (K, P) and keep of each what has the elected sign, in place: steps 1 to 3 without the sum.
 
-    AdaMerging++ learns coefficients for these vectors; their sum is what `ties_merging` adds.
+    AdaMerging++ learns coefficients for these vectors; their sum is what `ties_merging` adds. They are read and written
+    piece by piece, since they may lie in a file.
+
+    Args:
+        vectors: K task vectors.
+        density: share of each that trimming keeps; see `cutoff`.
+        write: puts values (n,) into a row and its columns; by default that is done in memory.
     """
-    for vector in vectors:
-        nothing = vector.new_zeros(()).expand_as(vector)
-        vector.copy_(trim(vector, cutoff({"": nothing}, {"": vector}, density)))
-    signs = elect_signs(vectors)
-    majority = signs.sum(dtype=torch.float64).sign().to(signs)
-    signs = torch.where(signs == 0, majority, signs)
-    for vector in vectors:
-        vector.copy_(agreeing(vector, signs))
+    write = write or into(vectors)
+    nothing = vectors.new_zeros(()).expand(vectors.shape[1])
+    cutoffs = vectors.new_tensor([[cutoff({"": nothing}, {"": vector}, density)] for vector in vectors])
+    width = max(1, PIECE // len(vectors))
+    parts = [slice(start, start + width) for start in range(0, vectors.shape[1], width)]
+    balance = sum(int(elect_signs(trim(vectors[:, part], cutoffs)).sum(dtype=torch.float64)) for part in parts)
+    for part in parts:
+        trimmed = trim(vectors[:, part], cutoffs)
+        signs = elect_signs(trimmed)
+        kept = agreeing(trimmed, torch.where(signs == 0, balance, signs))
+        for row, values in enumerate(kept):
+            write(row, part, values)

@@ -106,7 +106,7 @@ def soft_step(
 
     Args:
         theta: the current weights, the base of this iteration.
-        vertices: the k chosen ones; all of them are held in memory.
+        vertices: the k chosen ones; all of them are held at once, in memory or where there is room.
         data: heads and encoder.
         batches: one per step.
         objective: which loss.
@@ -117,15 +117,16 @@ def soft_step(
         learning_rate: of gradient descent, or of Adam.
 
     Returns:
-        New weights and a trace: "loss", "coefficients" (k, L) or (k, 1), and "stopped" if loss or gradient became NaN
-        or infinite; then the coefficients are those of the lowest loss.
+        New weights and a trace: "loss", "coefficients" (k, L) or (k, 1), "bank" if the vertices do not lie on the
+        device, and "stopped" if loss or gradient became NaN or infinite; then the coefficients are those of the lowest
+        loss.
 
     Raises:
         KitError: images that do not match the heads or the objective, or fewer batches than steps.
     """
     bank = Bank.of(theta, vertices)
     columns = 1 if coefficients == "model" else len(bank.shapes)
-    raw = bank.vectors.new_full((len(vertices), columns), initial)
+    raw = bank.base.new_full((len(vertices), columns), initial)
 
     def project(values: Tensor) -> None:
         raw.copy_(simplex_projection(values, capped=inner == "capped simplex"))
@@ -227,8 +228,9 @@ def soft_frank_wolfe(
         The merged weights. The trace has "vertices", "tensors", "start", and a value per iteration of: "loss" and "gap"
         before it; "chosen", a list of picks as in `hard_frank_wolfe`; "scores" by vertex, a list with one entry per
         gradient; "step", the sum of the coefficients, averaged over tensors; and "inner", with "loss" (one per step)
-        and "coefficients", [pick][tensor] or [pick][0]. "stopped" says why it ended early. If the pool is smaller than
-        the number of tasks, "per task" measures "loss" and "gap" on the tasks that come to choose.
+        and "coefficients", [pick][tensor] or [pick][0]. "stopped" says why it ended early, "bank" where the vertices
+        lay if that was not the device. If the pool is smaller than the number of tasks, "per task" measures "loss" and
+        "gap" on the tasks that come to choose.
 
     Raises:
         KitError: as `hard_frank_wolfe`, and if more vertices are selected than there are.
@@ -276,6 +278,8 @@ def soft_frank_wolfe(
             initial=later_initial if t else INITIAL, steps=inner_steps, learning_rate=inner_learning_rate,
         )  # fmt: skip
         broken = learned.pop("stopped", "")
+        if "bank" in learned:
+            trace["bank"] = learned.pop("bank")
         trace["loss"].append(loss)
         # The gap belongs to the whole loss; inner products are linear, so those of its parts can be added up.
         own, products = (sum(getattr(one, name) for one in answers) for name in ("own", "products"))

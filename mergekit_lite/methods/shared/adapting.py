@@ -46,13 +46,13 @@ def adapt(
     Returns:
         The trace: "loss", and "stopped" if the optimisation ended early, then the coefficients are those of the lowest
         loss; with `path` also "path", the first column of the coefficients as used, before the first and after each
-        step.
+        step; and "bank", where the task vectors lie, if that is not the device.
 
     Raises:
         KitError: images that do not match the heads or the objective, or fewer batches than steps.
     """
     losses: list[float] = []
-    trace: dict[str, Any] = {"loss": losses}
+    trace: dict[str, Any] = {"loss": losses} | ({"bank": bank.place} if bank.place else {})
     kept = Kept(raw.clone())
     if path:
         trace["path"] = [effective(raw, clamp)[:, 0].tolist()]
