@@ -66,6 +66,20 @@ class FakeSuite:
         return dict.fromkeys(self.tasks, (40, 40))
 
     @property
+    def side(self) -> int:
+        return SIDE
+
+    def has_expert(self, task: str) -> bool:
+        return True
+
+    def has_images(self, task: str, which: str) -> bool:
+        return True
+
+    @property
+    def images_name(self) -> str:
+        return self.name
+
+    @property
     def loader(self) -> "Callable[[], Suite]":
         return partial(fake_suite, self.name, self.seed)
 

@@ -2,7 +2,17 @@
 
 import inspect
 import json
+import os
 import pickle
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
@@ -11,11 +21,15 @@ from typing import TYPE_CHECKING, Any
 import fakes
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mergekit_lite import study
+from mergekit_lite.cache import intact
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites import corruptions, spatter
-from mergekit_lite.suites.corruptions import CORRUPTIONS, constants, corrupt, corrupted
+from mergekit_lite.study import Cell, computing, grid
+from mergekit_lite.suites import corruptions, image_files, spatter
+from mergekit_lite.suites.corruptions import CORRUPTIONS, constants, corrupt, corrupt_ahead, corrupted
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
@@ -272,7 +286,6 @@ def test_test_images_are_corrupted_once_and_training_images_never(
 ) -> None:
     noisy = corrupted(suite, "gaussian_noise")
     clean, found = suite.split("digits", "test"), noisy.split("digits", "test")
-    monkeypatch.setattr(corruptions, "CHUNK", 7)
     assert (found.images == corrupt(clean.images, "gaussian_noise")).all()
     assert (found.labels == clean.labels).all()
     assert noisy.split("digits", "train") is suite.split("digits", "train")
@@ -282,12 +295,6 @@ def test_test_images_are_corrupted_once_and_training_images_never(
     assert (corrupted(suite, "gaussian_noise").split("digits", "test").images == found.images).all()
     assert noisy.base is suite.base
     assert noisy.device == suite.device
-
-
-def test_chunks_make_no_difference(suite: "Suite", cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corruptions, "CHUNK", 7)  # 40 images: the last chunk is not full
-    images = corrupted(suite, "impulse_noise").split("digits", "test").images
-    assert (images == corrupt(suite.split("digits", "test").images, "impulse_noise")).all()
 
 
 def test_files_and_fingerprints_follow_all_that_matters(suite: "Suite", cache: Path) -> None:
@@ -316,3 +323,246 @@ def test_a_corrupted_suite_stays_so_in_other_processes_and_with_other_experts(su
     assert noisy.with_expert_seed(1).experts is not suite.experts
     twice = corrupted(noisy, "contrast").split("digits", "test").images
     assert (twice == corrupt(expected, "contrast")).all()
+
+
+# --- one file for all models, made ahead by all cores -----------------------------------------------------------------
+
+
+@dataclass
+class Model(fakes.FakeSuite):
+    """One of several models with the same images."""
+
+    images_name: str = "real"
+
+    def with_expert_seed(self, seed: int) -> "Model":
+        return self
+
+
+def model(name: str, **given: Any) -> Any:
+    return Model(name, **given)
+
+
+def kept(cache: Path) -> list[str]:
+    """The files of images, without the hashes in their names."""
+    return sorted(path.name.rpartition("-")[0] for path in cache.rglob("*.npy"))
+
+
+def test_models_with_the_same_images_share_what_is_made_of_them(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = corrupted(model("small"), "contrast"), corrupted(model("large"), "contrast")
+    found = small.split("digits", "test").images
+    monkeypatch.setattr(corruptions, "write_changed", None)  # nothing is made twice
+    assert (large.split("digits", "test").images == found).all()
+    (path,) = cache.rglob("*.npy")
+    assert path.parent == cache / "images" / "real"
+    assert "small" not in path.name
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> np.ndarray:
+    """Images as a suite has them: those of a file."""
+    np.save(tmp_path / "clean.npy", pictures(11, 8))
+    images: np.ndarray = np.load(tmp_path / "clean.npy", mmap_mode="r")
+    return images
+
+
+@pytest.mark.parametrize(
+    ("part", "workers"), [(slice(None), 1), (slice(None), 2), (slice(2, None), 2), (slice(None, None, -1), 1)]
+)
+def test_chunks_and_processes_make_no_difference(
+    mapped: np.ndarray,
+    tmp_path: Path,
+    part: slice,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All of a mapped file is opened anew by each process, a part of one is handed over."""
+    monkeypatch.setattr(image_files, "CHUNK", 4 * mapped[0].nbytes)  # the last chunk is not full
+    path, clean = tmp_path / "made" / "changed.npy", mapped[part]
+    image_files.write_changed(path, clean, partial(corrupt, name="spatter"), workers=workers, what="drops")
+    assert intact(path)
+    assert (np.load(path) == corrupt(np.array(clean), "spatter")).all()
+    assert re.fullmatch(rf"(drops: \d+ of {len(clean)}, \d+ s\n)+", capsys.readouterr().out)
+
+
+def test_of_a_mapped_file_its_place_is_handed_over_and_not_its_pixels(mapped: np.ndarray) -> None:
+    whole, part = pickle.dumps(image_files._handed_over(mapped)), pickle.dumps(image_files._handed_over(mapped[1:]))
+    assert mapped[0].tobytes() not in whole
+    assert mapped[1].tobytes() in part
+    assert (pickle.loads(whole)() == mapped).all()
+
+
+def test_a_small_split_starts_no_process(suite: "Suite", cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The miniature's is one chunk, and nothing is said about it."""
+    assert image_files.CHUNK > 1000 * 3 * 32 * 32
+    pids: list[int] = []
+
+    def change(images: Any) -> Any:  # of this test, and so not to be had in another process
+        pids.append(os.getpid())
+        return images
+
+    image_files.write_changed(
+        cache / "same.npy", suite.split("digits", "test").images, change, workers=8, what="the same"
+    )
+    assert pids == [os.getpid()]
+    assert capsys.readouterr().out == ""
+
+
+def ends(images: Any) -> Any:
+    os._exit(1)
+
+
+def test_a_worker_that_ends_is_worded_and_leaves_nothing(
+    mapped: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "CHUNK", 4 * mapped[0].nbytes)
+    with pytest.raises(KitError, match=r"^drops: a worker process ended abruptly, most often because the memory ran"):
+        image_files.write_changed(tmp_path / "made" / "changed.npy", mapped, ends, workers=2, what="drops")
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_a_disk_that_is_full_for_a_worker_is_worded_and_nothing_is_left(
+    mapped: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "CHUNK", 4 * mapped[0].nbytes)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5 * mapped[0].nbytes, limits[1]))
+        with pytest.raises(KitError, match=r"changed\.npy cannot be written \(File too large\)\. Free some space"):
+            image_files.write_changed(
+                tmp_path / "made" / "changed.npy", mapped, partial(corrupt, name="contrast"), workers=2, what="drops"
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+SLOW = """
+import time
+import fakes
+from mergekit_lite.suites import corruptions, image_files
+
+image_files.CHUNK = 4 * 3 * 8 * 8
+real = corruptions.corrupt
+corruptions.corrupt = lambda images, **given: time.sleep(0.2) or real(images, **given)
+corruptions.corrupted(fakes.fake_suite(), "contrast").split("digits", "test")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_what_was_half_made_when_a_run_was_killed_is_never_taken_for_images(
+    suite: "Suite", cache: Path, how: signal.Signals
+) -> None:
+    places = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    with subprocess.Popen([sys.executable, "-c", SLOW], env=places, stderr=subprocess.DEVNULL) as run:
+        while run.poll() is None and not any(path.stat().st_size > 1500 for path in cache.rglob("*.tmp")):
+            time.sleep(0.05)
+        run.send_signal(how)
+    assert kept(cache) == []
+    assert len(list(cache.rglob("*.tmp"))) == (how is signal.SIGKILL)
+    found = corrupted(suite, "contrast").split("digits", "test").images
+    assert (found == corrupt(suite.split("digits", "test").images, "contrast")).all()
+    assert not list(cache.rglob("*.tmp"))
+
+
+def test_room_is_asked_for_before_anything_is_written(suite: "Suite", cache: Path, monkeypatch: Any) -> None:
+    noisy, size = corrupted(suite, "contrast"), suite.split("digits", "test").images.nbytes
+
+    def free(amount: int) -> None:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": amount}))
+
+    free(size - 1)
+    with pytest.raises(KitError, match=r"no room for digits, test, contrast: it takes 0\.00 GB, but .*images/fake has"):
+        noisy.split("digits", "test")
+    assert kept(cache) == []
+    free(size)
+    noisy.split("digits", "test")
+
+    free(2 * size)  # enough for each, but not for all three that are missing
+    wanted = [(suite, "contrast", ("digits", "signs")), (suite, "pixelate", ("digits", "signs"))]
+    with pytest.raises(KitError, match="There is no room for 3 splits of corrupted images: it takes"):
+        corrupt_ahead(wanted, workers=1)
+    assert kept(cache) == ["digits-test-contrast"]
+    free(3 * size)
+    corrupt_ahead(wanted, workers=1)
+    assert len(kept(cache)) == 4
+
+
+@pytest.mark.parametrize(("device", "processes"), [("cuda", 7), ("cpu", 2)])
+def test_all_cores_are_at_work_beside_a_gpu_and_as_many_as_are_given_on_a_cpu(
+    device: str, processes: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = image_files.write_changed
+
+    def noted(*given: Any, workers: int, what: str) -> None:
+        asked.append(workers)
+        real(*given, workers=1, what=what)
+
+    monkeypatch.setattr(corruptions, "write_changed", noted)
+    monkeypatch.setattr(corruptions, "cores", lambda: 7)
+    clean = model("small", device=torch.device(device))
+    noisy = corrupted(clean, "contrast")
+    noisy.prepare(("digits", "signs"), 2)
+    assert clean.prepared == [("digits", "signs")]
+    noisy.prepare(("digits",), 2)  # there already
+    noisy.split("scenes", "test")
+    assert asked == [processes, processes, 7 if device == "cuda" else 1]
+
+
+def cells(**given: Any) -> list[Cell]:
+    asked: dict[str, Any] = {"method": "simple_average", "pool": ("digits", "signs"), "evaluate": ("digits",)}
+    return [Cell(**{**asked, "corruption": "contrast", **given})]
+
+
+ADAPTS: dict[str, Any] = {
+    "method": "layer_wise_adamerging",
+    "parameters": {"steps": 1, "images_per_task": 2, "learning_rate": 0.01},
+    "pool": ("digits", "signs", "scenes"),
+}
+
+
+@pytest.mark.parametrize(
+    ("grid_of", "tasks"),
+    [
+        (cells(), ["digits"]),
+        (cells() + cells(evaluate=("scenes",), corruption="pixelate"), ["digits", "scenes"]),
+        (cells(**ADAPTS, evaluate=("signs",)), ["signs"]),
+        (cells(**ADAPTS, evaluate=("signs",), adapt=("digits",)), ["digits", "signs"]),
+        (cells(**ADAPTS, evaluate=("signs",), adapt=("digits",), split="held-out"), ["digits"]),
+        (cells(split="held-out"), []),
+        (cells(corruption=""), []),
+    ],
+)
+def test_a_study_corrupts_before_its_cells_run(
+    grid_of: Sequence[Cell],
+    tasks: Sequence[str],
+    suite: "Suite",
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before: list[list[str]] = []
+    real: Callable[..., Any] = computing.compute
+
+    def watched(*given: Any) -> Any:
+        before.append(kept(cache))
+        return real(*given)
+
+    monkeypatch.setattr(grid, "compute", watched)
+    study.run(suite, list(grid_of), workers=1, folder=tmp_path / "records")
+    assert [name.partition("-")[0] for name in before[0]] == list(tasks)
+    assert kept(cache) == before[0]  # and nothing was made that no cell looks at, nor inside of one
+
+
+def test_images_that_change_with_the_experts_are_each_made_ahead(cache: Path, tmp_path: Path) -> None:
+    """Each training run of the pico pool has images of its own."""
+    from mergekit_lite.course import pico_suite
+
+    pico = pico_suite.load("pico", torch.device("cpu"))
+    task, *_ = pico.tasks
+    asked = [one for seed in (0, 1) for one in cells(pool=tuple(pico.tasks), evaluate=(task,), expert_seed=seed)]
+    study.run(pico, asked, workers=1, folder=tmp_path / "records")
+    assert kept(cache) == [f"{task}-test-contrast"] * 2

@@ -12,6 +12,7 @@ from mergekit_lite.cache import cache_dir, check_writable, content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.machine import source_commit
 from mergekit_lite.methods import registry
+from mergekit_lite.study.ahead import corrupt_for
 from mergekit_lite.study.checks import resolved
 from mergekit_lite.study.computing import Job, compute
 from mergekit_lite.study.keys import what_decides
@@ -100,6 +101,7 @@ def _compute_all(suite: Suite, jobs: list[Job], *, known: int, workers: int | No
     for seed in sorted({job.cell.expert_seed for job in jobs}):
         pools = [job.cell.pool for job in jobs if job.cell.expert_seed == seed]
         suite.with_expert_seed(seed).prepare(tuple(dict.fromkeys(name for pool in pools for name in pool)), workers)
+    corrupt_for(suite, (job.resolved for job in jobs), workers)
     if known:
         print(f"{known} of {known + len(jobs)} cells are recorded already.", flush=True)
 

@@ -8,7 +8,8 @@ images serves all; how coarse noise, blur and drops are in proportion differs wh
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from importlib.resources import files
 from io import BytesIO
@@ -19,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mergekit_lite.cache import cache_dir, content_hash, ensure, sealed
+from mergekit_lite.cache import cache_dir, check_room, content_hash, ensure, intact
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.fingerprints import code_of
+from mergekit_lite.suites.image_files import Pixels, write_changed
 from mergekit_lite.suites.spatter import spattered
+from mergekit_lite.workers import cores
 
 if TYPE_CHECKING:  # a suite imports open_clip, which takes seconds
     from mergekit_lite.suites.suite import Split, Suite, Which
 
-Pixels = NDArray[np.uint8]
 Values = NDArray[Any]  # of pixels, 0 to 255, not yet rounded
-CHUNK = 256  # images that are held in memory while a split is corrupted
 
 
 def gaussian_noise(image: Pixels, rng: np.random.Generator, sigma: float) -> Values:
@@ -169,6 +170,35 @@ def corrupted(suite: "Suite", name: str, severity: int = 2, seed: int = 0) -> "S
     return cast("Suite", _Corrupted(suite, name, severity, seed))
 
 
+def corrupt_ahead(looked_at: Iterable[tuple["Suite", str, Iterable[str]]], workers: int) -> None:
+    """Corrupt test images that are not kept yet: all that a study looks at, before its cells run.
+
+    What is made inside a cell is counted in the cell's seconds, and on a GPU it waits for one core after another.
+
+    Args:
+        looked_at: suites, each with the name of a corruption (severity 2, as in cells) and names of tasks.
+        workers: processes on a CPU; on a GPU, beside which nothing else computes, there is one per core.
+
+    Raises:
+        KitError: there is no room for all of them (nothing was written), or a file cannot be written.
+    """
+    views = ((cast("_Corrupted", corrupted(suite, name)), tasks) for suite, name, tasks in looked_at)
+    _make_missing([(view, task) for view, tasks in views for task in tasks], workers)
+
+
+def _make_missing(wanted: Sequence[tuple["_Corrupted", str]], workers: int) -> None:
+    """Make what is missing of `wanted`, if there is room for all of it."""
+    files = {view.kept_at(task): (view, task) for view, task in wanted}
+    missing = {path: one for path, one in files.items() if not intact(path, say=False)}
+    room: Counter[Path] = Counter()
+    for path, (view, task) in missing.items():
+        room[path.parent] += view.clean(task).images.nbytes
+    for folder, size in room.items():
+        check_room(folder, size, f"{len(missing)} splits of corrupted images")
+    for view, task in missing.values():
+        view.make(task, workers)
+
+
 class _Corrupted:
     """A suite whose test images are corrupted at first use and kept in the cache; all else is the suite's own."""
 
@@ -187,15 +217,43 @@ class _Corrupted:
         """Return this suite with experts of another training run, its test images corrupted as here."""
         return corrupted(self._suite.with_expert_seed(seed), *self._corruption)
 
+    def prepare(self, tasks: Sequence[str], workers: int) -> None:
+        """Make all that the suite itself makes of `tasks`, then corrupt their test images."""
+        self._suite.prepare(tasks, workers)
+        _make_missing([(self, task) for task in tasks], workers)
+
     def split(self, task: str, which: "Which") -> "Split":
         """Return the images and labels of one split of `task`: corrupted where it is the test split."""
-        clean = self._suite.split(task, which)
         if which != "test":
-            return clean
-        identity = self.fingerprint((), (task,))["data"][task]
-        path = cache_dir("images", self._suite.name) / f"{task}-{which}-{self._corruption[0]}-{identity}.images.npy"
-        ensure(lambda: _write_corrupted(path, clean.images, *self._corruption), path)
-        return type(clean)(np.load(path, mmap_mode="r"), clean.labels)
+            return self._suite.split(task, which)
+        self.make(task, workers=1)  # on a CPU there is one process per core already
+        clean = self.clean(task)
+        return type(clean)(np.load(self.kept_at(task), mmap_mode="r"), clean.labels)
+
+    def clean(self, task: str) -> "Split":
+        """Return the test images of `task` that are to be corrupted, and their labels."""
+        return self._suite.split(task, "test")
+
+    def kept_at(self, task: str) -> Path:
+        """Return the file of the corrupted test images: named after what decides its pixels, never after a model."""
+        name = f"{task}-test-{self._corruption[0]}-{self.data_hash(task, 'test')}"
+        return cache_dir("images", self._suite.images_name) / f"{name}.images.npy"
+
+    def make(self, task: str, workers: int) -> None:
+        """Corrupt the test images of `task` unless they are kept; on a GPU by one process per core."""
+        (name, severity, seed), path = self._corruption, self.kept_at(task)
+
+        def write() -> None:
+            change = partial(corrupt, name=name, severity=severity, seed=seed)
+            processes = cores() if self.device.type == "cuda" else workers
+            write_changed(path, self.clean(task).images, change, workers=processes, what=f"{task}, test, {name}")
+
+        ensure(write, path)
+
+    def data_hash(self, task: str, which: "Which") -> str:
+        """Return the suite's hash of a split, that of the test images changed by what the images went through."""
+        clean = self._suite.data_hash(task, which)
+        return content_hash([clean, self._identity]) if which == "test" else clean
 
     def fingerprint(self, pool: Sequence[str], evaluate: Sequence[str], learnt: Sequence[str] = ()) -> dict[str, Any]:
         """Return the suite's hashes, those of the test images changed by what the images went through."""
@@ -215,18 +273,6 @@ _code_of = cache(code_of)
 
 def _load(loader: Callable[[], "Suite"], name: str, severity: int, seed: int) -> "Suite":
     return corrupted(loader(), name, severity, seed)
-
-
-def _write_corrupted(path: Path, images: Pixels, name: str, severity: int, seed: int) -> None:
-    """Write the corrupted images as one .npy file, a chunk at a time: a split of 224 x 224 outgrows the memory.
-
-    Not through a memory map: where the disk is full, writing to one ends the process (SIGBUS).
-    """
-    header = {"descr": np.dtype(np.uint8).str, "fortran_order": False, "shape": images.shape}
-    with sealed(path) as temporary, temporary.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for start in range(0, len(images), CHUNK):
-            stream.write(corrupt(images[start : start + CHUNK], name, severity, seed).tobytes())
 
 
 def _picture(image: Pixels) -> Image.Image:

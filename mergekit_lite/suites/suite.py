@@ -244,6 +244,24 @@ class Suite(ABC):
         return {**known, "training data": training} if learnt else known
 
     @property
+    def side(self) -> int:
+        """Height and width of the images in pixels."""
+        return int(self._model.visual.image_size[0])
+
+    def has_expert(self, task: str) -> bool:
+        """Return whether the expert of `task` is there, without making, fetching or reading it."""
+        return True
+
+    def has_images(self, task: str, which: Which) -> bool:
+        """Return whether the images of a split are there, without making, fetching or reading them."""
+        return True
+
+    @property
+    def images_name(self) -> str:
+        """The folder of the cache for what is made of the images: suites that have the same images name the same."""
+        return self.name
+
+    @property
     def computing(self) -> tuple[Callable[..., Any], ...]:
         """What turns images and class names into features and heads: its code is part of every record's key."""
         return self.encode, self.layer_inputs, self._normalised, self._head
