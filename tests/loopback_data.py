@@ -124,7 +124,7 @@ def put_data(hub: LoopbackHub, *tasks: str, times: int = 2) -> None:
         elif task == "svhn":  # two configurations; the other one has no labels
             other = parquet({"image": [picture(0)]}, {"image": datasets.Image()})
             files = {
-                "README.md": _card(full_numbers=("train", "test"), cropped_digits=("train", "test")),
+                "README.md": card(full_numbers=("train", "test"), cropped_digits=("train", "test")),
                 "full_numbers/train-00000-of-00001.parquet": other,
                 "full_numbers/test-00000-of-00001.parquet": other,
                 "cropped_digits/train-00000-of-00001.parquet": table(train, kind),
@@ -133,7 +133,7 @@ def put_data(hub: LoopbackHub, *tasks: str, times: int = 2) -> None:
         elif task == "pcam":  # labels are truth values
             truth = datasets.Value("bool")
             files = {
-                "README.md": _card(default=("train", "valid", "test")),
+                "README.md": card(default=("train", "valid", "test")),
                 "data/train-00000-of-00001.parquet": table([bool(one) for one in train], truth),
                 "data/valid-00000-of-00001.parquet": table([True, False], truth),
                 "data/test-00000-of-00001.parquet": table([bool(one) for one in test], truth),
@@ -152,13 +152,20 @@ def put_data(hub: LoopbackHub, *tasks: str, times: int = 2) -> None:
                 "data/train-00000-of-00001.parquet": table(train, kind),
                 "data/validation-00000-of-00001.parquet": table(test, kind),
             }
+        elif task in ("emnist_letters", "kmnist"):  # one configuration, which is not called "default"
+            name = str(entry.config)
+            files = {
+                "README.md": card(**{name: ("train", "test")}),
+                f"{name}/train-00000-of-00001.parquet": table(train, kind, mode="L"),
+                f"{name}/test-00000-of-00001.parquet": table(test, kind, mode="L"),
+            }
         elif task == "eurosat":  # folder names unlike the prompts, and corrupted copies that nobody asks for
             folders = datasets.ClassLabel(names=FOLDERS)
             files = {
                 f"data/{split}-00000-of-00001.parquet": table(labels, folders)
                 for split, labels in (("train", train), ("test", test), ("contrast", test))
             }
-            files["README.md"] = _card(default=("train", "test", "contrast"))
+            files["README.md"] = card(default=("train", "test", "contrast"))
         else:
             mode = "L" if task == "mnist" else "RGB"
             files = {
@@ -187,7 +194,8 @@ def _description(task: str, rows: Mapping[str, int]) -> bytes:
     return "\n".join(lines).encode()
 
 
-def _card(**configurations: tuple[str, ...]) -> bytes:
+def card(**configurations: tuple[str, ...]) -> bytes:
+    """Return a data set's card: configuration -> splits, each configuration in a folder of its name."""
     lines = ["---", "configs:"]
     for name, splits in configurations.items():
         lines += [f"- config_name: {name}", "  data_files:"]

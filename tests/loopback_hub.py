@@ -2,6 +2,7 @@
 
 Repositories are dictionaries from path to content; every `put` is a new commit, and `main` is the last one. Large
 files are handed out as the real hub does: a redirect that announces the SHA-256, then the content, in ranges if asked.
+A repository that was moved answers under its old name with a redirect to the new one.
 """
 
 import hashlib
@@ -42,6 +43,9 @@ class LoopbackHub:
     repositories: dict[tuple[Kind, str], dict[str, dict[str, bytes]]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    moved: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """File -> the size that is announced for it, wrongly."""
 
     def put(self, kind: Kind, repository: str, files: Mapping[str, bytes]) -> str:
         """Make a commit that holds `files` alone, and return its number."""
@@ -54,6 +58,17 @@ class LoopbackHub:
     def content(self, kind: Kind, repository: str) -> dict[str, bytes]:
         """Return the files of the last commit, to be changed in place."""
         return list(self.repositories[kind, repository].values())[-1]
+
+    def forget(self, kind: Kind, repository: str) -> None:
+        """Drop all commits but the last one, as when a history is rewritten."""
+        commits = self.repositories[kind, repository]
+        for commit in list(commits)[:-1]:
+            del commits[commit]
+
+    def move(self, kind: Kind, old: str, new: str) -> None:
+        """Give a repository another name; under the old one the hub points to it."""
+        self.repositories[kind, new] = self.repositories.pop((kind, old))
+        self.moved[old] = new
 
     def fail(self, part: str, **what: Any) -> None:
         """Have requests whose path contains `part` fail: see `Fault`."""
@@ -100,10 +115,11 @@ def digest(path: str, content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _entry(path: str, content: bytes) -> dict[str, Any]:
-    entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+def _entry(path: str, content: bytes, size: int | None = None) -> dict[str, Any]:
+    size = len(content) if size is None else size
+    entry = {"type": "file", "path": path, "size": size, "oid": hashlib.sha1(content).hexdigest()}
     if path.endswith(LARGE):
-        return entry | {"lfs": {"oid": digest(path, content), "size": len(content), "pointerSize": 130}}
+        return entry | {"lfs": {"oid": digest(path, content), "size": size, "pointerSize": 130}}
     return entry | {"oid": digest(path, content)}
 
 
@@ -129,8 +145,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.asked.append((method, path, self.headers.get("Range")))
         fault = self.hub.fault(method, path)
+        moved = next((one for one in self.hub.moved if f"/{one}/" in f"/{path}/"), None)
         if fault and fault.status:
             self._say(fault.status, {"error": "as the test wants it"}, fault.headers)
+        elif moved:
+            self._say(307, {}, {"Location": self.path.replace(moved, self.hub.moved[moved], 1)})
         elif path.startswith("api/"):
             self._api(path.removeprefix("api/"), parse_qs(url.query), body)
         elif "/resolve/" in path or path.startswith("cdn/"):
@@ -161,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "revision":
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
             self._say(200, {"id": repository, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+        elif action == "commits":
+            self._commits(kind, repository, commit, query)
         elif action == "tree":
             prefix = f"{inside}/" if inside else ""
             below = {name: content for name, content in files.items() if name.startswith(prefix)}
@@ -170,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for depth in range(1, len(folders) + 1):
                     folder = prefix + "/".join(folders[:depth])
                     entries[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
-                entries[name] = _entry(name, content)
+                entries[name] = _entry(name, content, self.hub.sizes.get(name))
             if "true" not in [value.lower() for value in query.get("recursive", [])]:
                 entries = {name: entry for name, entry in entries.items() if "/" not in name.removeprefix(prefix)}
             if not entries:
@@ -180,12 +201,22 @@ class _Handler(BaseHTTPRequestHandler):
         elif action == "paths-info":
             asked = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
             asked = [asked] if isinstance(asked, str) else asked
-            wanted = [_entry(name, files[name]) for name in asked if name in files]
+            wanted = [_entry(name, files[name], self.hub.sizes.get(name)) for name in asked if name in files]
             folders_asked = [name for name in asked if any(file.startswith(f"{name}/") for file in files)]
             wanted += [{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in folders_asked]
             self._say(200, wanted)
         else:
             self._say(404, {"error": "unknown"})
+
+    def _commits(self, kind: Kind, repository: str, last: str, query: Mapping[str, list[str]]) -> None:
+        """List two commits a page, the newest first, and say where the next page is."""
+        commits = list(self.hub.repositories[kind, repository])
+        commits = commits[: commits.index(last) + 1][::-1]
+        first = 2 * int(query.get("p", ["0"])[0])
+        following = f"{self.hub.endpoint}{urlsplit(self.path).path}?p={first // 2 + 1}"
+        facts = {"title": "a commit", "message": "", "authors": [], "date": "2024-12-12T12:00:00.000Z"}
+        headers = {"Link": f'<{following}>; rel="next"'} if first + 2 < len(commits) else {}
+        self._say(200, [{"id": commit, **facts} for commit in commits[first : first + 2]], headers)
 
     def _file(self, method: str, path: str, fault: Fault | None) -> None:
         elsewhere = path.startswith("cdn/")
@@ -203,7 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit, "ETag": etag, "Accept-Ranges": "bytes"}
         if name.endswith(LARGE) and not elsewhere:
             location = f"{self.hub.endpoint}/cdn/{address}/resolve/{commit}/{name}"
-            linked = {"X-Linked-Etag": etag, "X-Linked-Size": str(len(content)), "Location": location}
+            size = self.hub.sizes.get(name, len(content))
+            linked = {"X-Linked-Etag": etag, "X-Linked-Size": str(size), "Location": location}
             self._say(302, {}, headers | linked)
             return
         if fault and fault.spoil:

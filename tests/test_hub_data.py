@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damages import made_a_folder, made_a_loop
-from loopback_data import connect, named, put_data, table
+from loopback_data import card, connect, named, put_data, table
 from loopback_hub import LoopbackHub, loopback_hub
 
 from mergekit_lite.errors import KitError
@@ -120,14 +120,35 @@ def test_labels_in_another_order_are_refused(hub: LoopbackHub) -> None:
     ("change", "words"),
     [
         ({"train_split": "training"}, r"has no split 'training', but train, test\."),
-        ({"config": "large"}, r"ylecun/mnist could not be fetched: .*large.* not found.*default"),
+        ({"config": "large"}, r"ylecun/mnist could not be fetched: .*large.* not found.*small"),
         ({"dataset": "nobody/mnist"}, r"nobody/mnist could not be fetched: the hub has no such repository"),
     ],
 )
 def test_what_the_hub_does_not_have_is_said(hub: LoopbackHub, change: dict[str, str], words: str) -> None:
     put_mnist(hub)
+    if "config" in change:
+        rows = table([*range(10)], named("mnist"))
+        files = {f"small/{split}-0.parquet": rows for split in ("train", "test")}
+        hub.put("dataset", "ylecun/mnist", {**files, "README.md": card(small=("train", "test"))})
     with pytest.raises(KitError, match=words):
         sources.located(replace(task("mnist"), **change), "train")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("pauses")
+@pytest.mark.parametrize("name", ["emnist_letters", "kmnist"])
+def test_a_configuration_is_found_by_its_name_and_not_missed_where_there_is_none(
+    hub: LoopbackHub, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_data(hub, name)
+    assert [file.path for file in sources.located(task(name), "test").files] == [
+        f"{task(name).config}/test-00000-of-00001.parquet"
+    ]
+    labels = [*range(len(task(name).classnames))]
+    rows = table(labels, named(name))
+    hub.put("dataset", "someone/copy", {"data/train-0.parquet": rows, "data/test-0.parquet": rows})
+    files = sources.located(replace(task(name), dataset="someone/copy"), "test").files
+    assert [file.path for file in files] == ["data/test-0.parquet"]
+    assert f"someone/copy has no configuration '{task(name).config}', but one only" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("pauses")

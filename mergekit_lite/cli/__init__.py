@@ -233,21 +233,27 @@ def doctor(
 def fetch(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite of real models, such as clip-vit-b-32.")],
     tasks: Annotated[
-        str, typer.Option(metavar="TASKS", help="eight, fourteen, twenty, or names with commas between.")
-    ] = "twenty",
+        str | None,
+        typer.Option(metavar="TASKS", help="eight, fourteen, twenty (the default), or names with commas between."),
+    ] = None,
     train: Annotated[bool, typer.Option(help="Bring training images too; few methods need them.")] = True,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that decode; 0 is one per core.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print sizes and what is there; download nothing.")
     ] = False,
+    lock: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Bring the commits, and the tasks, that another fetch wrote here."),
+    ] = None,
 ) -> None:
     """Download a suite's weights and images ahead of time, check them, and show what is there.
 
-    Run it again to resume where it stopped. Afterwards everything runs with `HF_HUB_OFFLINE=1`.
+    Run it again to resume where it stopped. Afterwards everything runs with `HF_HUB_OFFLINE=1`. The commits are written
+    to a lock file; with `--lock` another machine brings exactly these, and takes them in every run from then on.
 
     Example: `mergekit-lite fetch clip-vit-b-32 --tasks eight`
     """
     from mergekit_lite.suites.clip import fetch as fetching
     from mergekit_lite.workers import cores
 
-    fetching.fetch_suite(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run)
+    fetching.fetch_suite(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run, lock=_at_home(lock))

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from mergekit_lite.cache import VARIABLE, cache_dir, check_room, existing
 from mergekit_lite.errors import KitError, suggestion
-from mergekit_lite.suites.clip import decoded, hub, hub_data, pins, sources
+from mergekit_lite.suites.clip import decoded, hub, hub_data, locks, pins, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, HubTask, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.suite import Which, chosen_tasks
 
@@ -54,21 +54,24 @@ class Item:
 
 def fetch_suite(
     suite: str,
-    tasks: str = "twenty",
+    tasks: str | None = None,
     *,
     train: bool = True,
     workers: int = 1,
     dry_run: bool = False,
+    lock: Path | None = None,
     console: Console | None = None,
 ) -> list[Item]:
     """Fetch the base weights of `suite`, and experts and images of `tasks`; print sizes first and a table at the end.
 
     Args:
         suite: one of the real models.
-        tasks: "eight", "fourteen", "twenty", or names with commas between.
+        tasks: "eight", "fourteen", "twenty", or names with commas between. By default those of the lock file, or else
+            twenty.
         train: whether to bring training images too, for calibration and for methods that see labels.
         workers: processes that decode.
         dry_run: only look: nothing but a few kilobytes of facts is downloaded.
+        lock: a file that another fetch wrote: exactly its commits are fetched, and taken from then on.
         console: where to print.
 
     Raises:
@@ -78,7 +81,13 @@ def fetch_suite(
     if not console.is_terminal:
         console.width = max(console.width, 140)  # a log is not read in 80 columns
     model = _model(suite)
+    if lock and dry_run:
+        raise KitError("A lock file changes which commits are taken, a dry run nothing. Leave out --lock or --dry-run.")
+    named = locks.read(lock, suite) if lock else None
+    tasks = tasks or (",".join(named.tasks) if named else "twenty")
     chosen = list(dict.fromkeys(chosen_tasks(tasks, tuple(hub_tasks()), "The benchmark")))
+    if lock and named:
+        locks.apply(named, lock, model, chosen)
     items = list(_items(model, chosen, train, workers))
     download, decoded = sum(item.download for item in items), sum(item.decoded for item in items)
     console.print(
@@ -103,6 +112,10 @@ def fetch_suite(
     console.print(table(items))
     _complain(items)
     console.print("All is there. With HF_HUB_OFFLINE=1 nothing is asked of the hub any more.")
+    file = locks.write(locks.fetched(model, chosen))
+    console.print(
+        f"Commits and hashes are in {file}; with --lock FILE another machine fetches the same.", soft_wrap=True
+    )
     return items
 
 

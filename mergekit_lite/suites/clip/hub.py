@@ -84,7 +84,7 @@ def downloaded(repo: str, filename: str) -> Path:
 
 
 def _or_instead(filename: str, call: Callable[[str], Answer]) -> tuple[Answer, str]:
-    """Return `call(filename)` and the name; if the repository lacks the file, both for the one that is taken instead."""
+    """Return `call(filename)` and the name; if the repository lacks it, both for the file that is taken instead."""
     try:
         return call(filename), filename
     except Exception as error:
@@ -152,15 +152,20 @@ def cleared(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def source(repo: str, filename: str) -> Source:
+def source(repo: str, filename: str, commit: str | None = None) -> Source:
     """Return commit and hash of a file: of the fetched one, or else what the hub says of it, without fetching it.
+
+    Args:
+        repo: of a model.
+        filename: in it.
+        commit: by default the one that is pinned, see `cached`.
 
     Raises:
         KitError: it is not there, and the hub cannot be asked.
     """
-    found = cached(repo, filename)
+    found = cached(repo, filename, commit)
     if found is None:
-        return announced(repo, filename, pins.pinned(repo))[0]
+        return announced(repo, filename, commit or pins.pinned(repo))[0]
     pin, name = pins.kept(repo), filename if found.name == Path(filename).name else INSTEAD[filename]
     sha256 = _listed_sha256(found) or _digest(found, written(found), 64)
     return Source(repo, name, _commit(found, name), sha256, pin.now if pin else "")

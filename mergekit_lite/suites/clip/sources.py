@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,34 +78,40 @@ def located(task: HubTask, which: Which) -> Source:
     """
 
     def ask() -> None:
-        # If one split is known, the other one is looked up in the same commit.
+        # Both splits are asked for, so that they are of one commit whenever each of them is wanted. If one of them is
+        # known, the other one is looked up in the same commit.
         commits = [one.commit for one in (known_source(task, each) for each in WHICH) if one]
-        _keep(task, _ask(task, which, commits[0] if commits else None))
+        _write(task, _ask(task, which, commits[0] if commits else None))
 
     path = place(task, split_name(task, which))
     ensure(ask, path)
     return _read(path)
 
 
-def relocated(task: HubTask, which: Which, commit: str) -> Source:
-    """Return where a split lies at `commit`, which it is pinned to from then on; unless it is already, the hub is asked.
+def at(task: HubTask, commit: str) -> dict[str, Source]:
+    """Return where both splits lie at `commit`, by the splits' own names. The hub is asked unless that is known.
 
     Raises:
-        KitError: the hub cannot be reached, or does not have the split at that commit; the pin stays what it was.
+        KitError: the hub cannot be reached, or does not have them at that commit.
     """
-    found = known_source(task, which)
-    if found is None or found.commit != commit:
-        path = place(task, split_name(task, which))
-        asked_for = _ask(task, which, commit)
-        with locked(path):
-            _keep(task, asked_for)
-        found = _read(path)
-    return found
+    found = [known_source(task, which) for which in WHICH]
+    if all(one and one.commit == commit for one in found):
+        return {one.split: one for one in found if one}
+    return _ask(task, "test", commit)
 
 
-def _keep(task: HubTask, asked_for: Mapping[str, Source]) -> None:
-    """Note where the splits of a data set lie. They were asked for together, so that they are of one commit."""
-    for split, source in asked_for.items():
+def keep(task: HubTask, splits: Mapping[str, Source]) -> None:
+    """Note where the splits of a data set lie, which pins their commit from then on.
+
+    Raises:
+        KitError: the cache cannot be written to.
+    """
+    with locked(*(place(task, split) for split in splits)):
+        _write(task, splits)
+
+
+def _write(task: HubTask, splits: Mapping[str, Source]) -> None:
+    for split, source in splits.items():
         with sealed(place(task, split)) as temporary:
             temporary.write_text(json.dumps(asdict(source), indent=1), encoding="utf-8")
 
@@ -185,10 +191,20 @@ def _builder(task: HubTask, commit: str, what: str, files: dict[str, str] | None
     arrow.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arrow) as folder, quiet():
 
-        def find() -> Any:
+        def load(config: str | None) -> Any:
             return library.load_dataset_builder(
-                task.dataset, task.config, data_files=files, revision=commit, cache_dir=folder
+                task.dataset, config, data_files=files, revision=commit, cache_dir=folder
             )
+
+        def find() -> Any:
+            try:
+                return load(task.config)
+            except ValueError:  # no such configuration
+                with suppress(ValueError):
+                    if task.config and (only := load(None)).config.name == "default":  # there are none to choose from
+                        print(f"{task.dataset} has no configuration '{task.config}', but one only: it is taken.")
+                        return only
+                raise
 
         return asked(what, find)
 
