@@ -18,6 +18,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import PACKAGE, code_of
 from mergekit_lite.machine import versions
 from mergekit_lite.methods import registry
+from mergekit_lite.methods.shared import places
 from mergekit_lite.study import evaluation, task_data
 from mergekit_lite.study.checks import resolved
 from mergekit_lite.study.records import Cell
@@ -92,7 +93,9 @@ def _environment(suite: Suite) -> dict[str, str]:
     """Return what else may change an answer's digits: versions, class of device, and precision."""
     # A build's suffix, such as +cpu, says what the class of device says.
     known = {name: version.partition("+")[0] for name, version in versions().items() if name in ("torch", "open_clip")}
-    return {**known, "device": suite.device.type, "dtype": str(suite.working_dtype).removeprefix("torch.")}
+    # Other places of a bank are exact; this one rounds the task vectors, and is only ever asked for.
+    bank = {"bank": "bfloat16"} if places.asked_for() == "bfloat16" else {}
+    return {**known, **bank, "device": suite.device.type, "dtype": str(suite.working_dtype).removeprefix("torch.")}
 
 
 def _code_of(part: Any) -> str:

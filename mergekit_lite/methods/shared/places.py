@@ -143,7 +143,7 @@ def _places(rows: int, base: Tensor) -> list[Place]:
         "mapped": Place(
             f"in a file in {folder}",
             size + SPARE,
-            lambda: shutil.disk_usage(existing(folder)).free,
+            lambda: _on_disk(folder),
             lambda: _mapped(shape, dtype, folder),
         ),
         "bfloat16": Place(f"on '{device}' in bfloat16", size // 2 + besides, room, rounded),
@@ -212,6 +212,11 @@ def _pinned(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) ->
 def _unpin(where: int, device: torch.device) -> None:
     torch.cuda.synchronize(device)  # copies may be under way
     torch.cuda.cudart().cudaHostUnregister(where)
+
+
+def _on_disk(folder: Path) -> int:
+    with _writing(folder):
+        return shutil.disk_usage(existing(folder)).free
 
 
 def _mapped(shape: tuple[int, int], dtype: torch.dtype, folder: Path) -> Table:
