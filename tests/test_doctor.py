@@ -60,7 +60,7 @@ def predicted(
     root: Path, monkeypatch: pytest.MonkeyPatch, pace: float = PACE
 ) -> tuple[forecast.Forecast, dict[str, Any]]:
     """Return the forecast of the one notebook on a machine of this pace, and its work by kind."""
-    monkeypatch.setattr(forecast, "_seconds_per_image", lambda suite: pace)
+    monkeypatch.setattr(forecast, "seconds_per_image", lambda suite: pace)
     (one,) = forecast.predict(profiles.load("short", root), root)
     return one, {work.what: work for work in one.work}
 

@@ -15,18 +15,28 @@ _PlainName = Annotated[str, StringConstraints(pattern=r"^\w[\w-]{0,49}$")]
 
 
 class Budget(BaseModel):
-    """What a run takes, in words and with where the number is from: measured, computed, or not measured yet."""
+    """What a run takes, in words and with where the number is from: measured, computed, or not measured yet.
+
+    Attributes:
+        download, disk: of the hub's files, and of what is written.
+        memory, ram: on the GPU, and of the machine; of the miniature, which needs no GPU, `memory` is the machine's.
+        time: of the whole profile.
+        images: how many are encoded to measure accuracies (computed), by which `doctor` knows the time of that part.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     download: str
     disk: str
     memory: str
+    ram: str | None = None
     time: str
+    images: int | None = None
 
     def __str__(self) -> str:
-        """Return one line for each of the four."""
-        return "\n".join(f"  {name}: {words}" for name, words in self.model_dump().items())
+        """Return one line for each that is in words."""
+        told = self.model_dump(exclude={"images"}, exclude_none=True)
+        return "\n".join(f"  {name}: {words}" for name, words in told.items())
 
 
 class Profile(BaseModel):

@@ -4,11 +4,16 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from mergekit_lite.errors import KitError, shown, suggestion
 from mergekit_lite.suites.suite import Split, Suite, Task
+
+if TYPE_CHECKING:
+    from mergekit_lite.suites.clip.there import Stock
 
 SUITES = {
     "miniature": "mergekit_lite.suites.miniature",
@@ -22,7 +27,7 @@ with such a function is named by its dotted path, as in an import."""
 FAMILY = re.compile(r"@[\w.-]{1,60}\Z", re.ASCII)
 """What may follow the name of a real suite: whose converted experts it merges, such as ``clip-vit-b-32@OC-8``."""
 
-__all__ = ["SUITES", "Split", "Suite", "Task", "check_family", "check_name", "load_suite"]
+__all__ = ["SUITES", "Split", "Suite", "Task", "check_family", "check_name", "load_suite", "stock"]
 
 
 def check_name(name: str) -> str:
@@ -52,6 +57,17 @@ def check_family(name: str) -> None:
     """
     if not FAMILY.fullmatch(f"@{name}"):
         raise KitError(f"A family cannot be called {shown(name)}. Take up to 60 letters, digits, `_`, `-` and `.`.")
+
+
+def stock(name: str, tasks: str | Sequence[str]) -> "list[Stock]":
+    """Return what of `tasks` a suite that is fetched has on this machine already; nothing if it makes all itself.
+
+    Raises:
+        KitError: there is no such suite, or no such task.
+    """
+    module = importlib.import_module(check_name(name))
+    found: list[Stock] = module.stock(name, tasks) if hasattr(module, "stock") else []
+    return found
 
 
 def _is_module(name: str) -> bool:

@@ -5,22 +5,23 @@ All that no record times is counted in images through the encoder, so that one m
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mergekit_lite.cache import cache_dir
 from mergekit_lite.errors import KitError
-from mergekit_lite.methods import Merged
+from mergekit_lite.methods import Access, Merged
 from mergekit_lite.pipeline import runner
 from mergekit_lite.pipeline.profiles import Profile
 from mergekit_lite.study import evaluation, keys
 from mergekit_lite.study.records import Record, read_record
 from mergekit_lite.suites import load_suite, miniature
-from mergekit_lite.suites.miniature.canvas import SIDE
-from mergekit_lite.suites.suite import Suite
+from mergekit_lite.suites.suite import Split, Suite, Which
 from mergekit_lite.workers import cores
 
 # In images through the miniature's encoder, measured on one core.
@@ -31,7 +32,10 @@ LOADING = 20_000  # of a notebook: its kernel, the library, its figures
 
 @dataclass(frozen=True)
 class Work:
-    """One kind of work: how many pieces are missing, of how many, and the seconds that they take side by side."""
+    """One kind of work: how many pieces are missing, of how many, and the seconds that they take side by side.
+
+    What is fetched has none: how long a download takes, the network decides.
+    """
 
     what: str
     missing: int
@@ -93,7 +97,7 @@ class _Estimate:
 
     def __init__(self, suite: Suite, records: Sequence[Record]) -> None:
         self.suite, self.sizes = suite, suite.sizes
-        self.pace = _seconds_per_image(suite)
+        self.pace = seconds_per_image(suite)
         # Every record holds the time of its evaluation, and so the pace of the machine that made it.
         there = statistics.median(
             one.seconds["evaluate"] / max(1, len(one.curve)) / sum(self.sizes[task][1] for task in one.accuracy)
@@ -101,11 +105,12 @@ class _Estimate:
         )
         self.slower = self.pace / there
         self.workers = 1 if suite.device.type == "cuda" else cores()
-        self.made: set[Path] = set()
+        self.made: set[Hashable] = set()
 
     def forecast(self, notebook: str, records: Sequence[Record]) -> Forecast:
         folder = cache_dir("records", self.suite.name)
-        missing = [one for one in records if self._lacks(folder / self._name(one))]
+        names = [self._name(one) for one in records]
+        missing = [one for one, name in zip(records, names, strict=True) if self._lacks(name, (folder / name).exists())]
         work, disk = self._making(missing)
         seconds = [self.slower * sum(one.seconds.values()) for one in missing]
         loading = Work("loading", 1, 1, LOADING * self.pace)
@@ -120,50 +125,65 @@ class _Estimate:
         except KitError:  # there is no such method any more; another one will be asked instead
             return f"{record.key}-of-before"
 
-    def _lacks(self, start: Path) -> bool:
-        """Say whether no file's name starts so, nor will by then; from now on one will."""
-        known = start in self.made or any(start.parent.glob(f"{start.name}*"))
-        self.made.add(start)
+    def _lacks(self, thing: Hashable, there: bool) -> bool:
+        """Say whether something is neither there nor will be by then; from now on it will."""
+        known = there or thing in self.made
+        self.made.add(thing)
         return not known
 
     def _making(self, missing: Sequence[Record]) -> tuple[list[Work], float]:
-        """Return the work of drawing images and fine-tuning experts, and the MiB that both will take on disk."""
-        if not missing or not isinstance(self.suite, miniature.Miniature):
-            return [], 0.0
-        experts, images = (cache_dir(kind, self.suite.name) for kind in ("experts", "images"))
+        """Return the work of making or fetching images and experts, and the MiB that both will take on disk."""
+        suite = self.suite
         pool = dict.fromkeys((one.cell.expert_seed, task) for one in missing for task in one.cell.pool)
-        trained = {one: self.suite.with_expert_seed(one[0]).expert_hash(one[1]) for one in pool}
-        raw = [one for one, named in trained.items() if self._lacks(experts / f"{one[1]}-{named}")]
-        wanted = dict.fromkeys((task, "test") for one in missing for task in (*one.cell.pool, *one.cell.evaluate))
-        wanted |= dict.fromkeys((task, "train") for _, task in raw)
-        counts = [
-            self.sizes[task][which == "test"] for task, which in wanted if self._lacks(images / f"{task}-{which}-")
-        ]
-        recipe = self.suite.recipe
-        each = FINE_TUNING * recipe.steps * recipe.batch_size * self.pace
-        drawing = DRAWING * sum(counts) * self.pace / self.workers
-        work = [
-            Work("images", len(counts), len(wanted), drawing),
-            Work("experts", len(raw), len(pool), side_by_side_seconds([each] * len(raw), self.workers)),
-        ]
-        size = len(raw) * sum(tensor.nbytes for tensor in self.suite.base.values()) + sum(counts) * 3 * SIDE**2
+        raw = [one for one in pool if self._lacks(one, suite.with_expert_seed(one[0]).has_expert(one[1]))]
+        wanted: dict[tuple[str, Which], None] = dict.fromkeys(
+            (task, "test") for one in missing for task in (*one.cell.pool, *one.cell.evaluate)
+        )
+        makes = isinstance(suite, miniature.Miniature)  # what the others fetch, it draws and fine-tunes
+        shown = (Access.CALIBRATION, Access.LABELLED)
+        learnt = [task for one in missing if one.access in shown for task in one.cell.adapt]
+        wanted |= dict.fromkeys((task, "train") for task in ([task for _, task in raw] if makes else learnt))
+        lacking = [one for one in wanted if self._lacks(one, suite.has_images(*one))]
+        images = sum(self.sizes[task][which == "test"] for task, which in lacking)
+        drawing = tuning = 0.0
+        if isinstance(suite, miniature.Miniature):
+            drawing = DRAWING * images * self.pace / self.workers
+            each = FINE_TUNING * suite.recipe.steps * suite.recipe.batch_size * self.pace
+            tuning = side_by_side_seconds([each] * len(raw), self.workers)
+        work = [Work("images", len(lacking), len(wanted), drawing), Work("experts", len(raw), len(pool), tuning)]
+        size = len(raw) * sum(tensor.nbytes for tensor in suite.base.values()) + images * 3 * suite.side**2
         return work, size / 2**20
 
 
-def _seconds_per_image(suite: Suite) -> float:
-    """Time the encoder on one small test split, with one thread as in a worker."""
-    task, (_, size) = min(suite.sizes.items(), key=lambda entry: entry[1][1])
+MOST = 4096
+"""Images of noise to time the encoder on: several batches of a GPU, so that bringing them there counts."""
+
+
+def seconds_per_image(suite: Suite) -> float:
+    """Time an evaluation: images come from the host's memory to the device, as in a run, and with one thread.
+
+    The images are noise: an encoder takes as long for it, and nothing has to be fetched. So many are taken that half a
+    second is spent, at most `MOST`.
+    """
     # Of a processor, its own time: whatever else runs now may have ended when the profile is run.
     clock = time.perf_counter if suite.device.type == "cuda" else time.process_time
-    threads, images = torch.get_num_threads(), 0
+    task, rng, threads = next(iter(suite.tasks)), np.random.default_rng(0), torch.get_num_threads()
+
+    def seconds(count: int) -> float:
+        noise = Split(rng.integers(256, size=(count, 3, suite.side, suite.side), dtype=np.uint8), np.zeros(count, int))
+        noisy = copy(suite)
+        noisy.split = lambda task, which: noise  # type: ignore[method-assign]
+        begun = clock()
+        evaluation.accuracies(noisy, Merged(suite.base), (task,))
+        return clock() - begun
+
     torch.set_num_threads(1)
     try:
-        evaluation.accuracies(suite, Merged(suite.base), (task,))  # what happens once does not count
-        begun = clock()
-        while clock() - begun < 0.5:
-            evaluation.accuracies(suite, Merged(suite.base), (task,))
-            images += size
-        return (clock() - begun) / images
+        count = 8
+        seconds(count)  # what happens once does not count
+        while (spent := seconds(count)) < 0.5 and count < MOST:
+            count *= 2
+        return spent / count
     finally:
         torch.set_num_threads(threads)
 

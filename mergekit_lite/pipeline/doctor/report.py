@@ -1,19 +1,27 @@
 """What this machine has, what is cached, and what a profile will take here in time, memory and disk."""
 
 import platform
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
+from huggingface_hub import constants
 from rich.console import Console
 from rich.table import Table
 
 from mergekit_lite.cache import VARIABLE, cache_dir, existing
-from mergekit_lite.pipeline import profiles
+from mergekit_lite.pipeline import profiles, runner
 from mergekit_lite.workers import cores
+
+if TYPE_CHECKING:
+    from mergekit_lite.pipeline.doctor.forecast import Forecast
+    from mergekit_lite.suites.clip.there import Stock
 
 MIB, GIB = 2**20, 2**30
 
@@ -38,7 +46,8 @@ def show(profile: str | None = None, console: Console | None = None) -> None:
     if wanted is None:
         console.print("With a profile's name, doctor also says what it will take: mergekit-lite doctor miniature")
     else:
-        _show_forecast(wanted, root, console)
+        with _hub_closed():
+            _show_forecast(wanted, root, console)
 
 
 def cached() -> Iterator[tuple[str, str, int, int]]:
@@ -83,27 +92,96 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _show_forecast(profile: profiles.Profile, root: Path, console: Console) -> None:
-    from mergekit_lite.pipeline.doctor.forecast import predict  # loads open_clip, which takes seconds
+@contextmanager
+def _hub_closed() -> Iterator[None]:
+    """Have whoever would ask the hub meanwhile fail as with HF_HUB_OFFLINE: doctor looks, and brings nothing."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
-    with console.status("Timing the encoder ..."):
-        forecasts = predict(profile, root)
-    table = _table(f"Profile {profile.name}, predicted", "notebook", "work", "to do", "time")
-    for one in forecasts:
-        if not one.work:
-            table.add_row(one.notebook, "still valid: nothing to do" if one.valid else "not known", "", "")
-        for work in one.work:
-            todo = f"{work.missing} of {work.total}" if work.what != "loading" else ""
-            table.add_row(one.notebook, work.what, todo, seconds_text(work.seconds) if work.missing else "")
-    console.print(table)
-    if any(not one.valid and not one.work for one in forecasts):
+
+def _show_forecast(profile: profiles.Profile, root: Path, console: Console) -> None:
+    from mergekit_lite.pipeline.doctor.forecast import predict, seconds_per_image  # loads open_clip: seconds
+    from mergekit_lite.suites import load_suite, stock
+
+    tasks = _tasks(profile, root)
+    rows = stock(profile.suite, tasks)
+    if rows:
+        _show_stock(profile.suite, tasks, rows, console)
+    unfetched = bool(rows and rows[0].missing)
+    if unfetched:
+        console.print("Without the base weights no encoder can be timed.")
+        forecasts = []
+    else:
+        with console.status("Timing the encoder ..."):
+            forecasts = predict(profile, root)
+        _show_work(profile.name, forecasts, console)
+    if unfetched or any(not one.valid and not one.work for one in forecasts):
         console.print("Not known: the book holds no records of a run with this profile to judge by.")
         if profile.budget:
             console.print(f"What profile {profile.name} takes when nothing is there yet:\n{profile.budget}")
+            if profile.budget.images and not unfetched:
+                suite = load_suite(profile.suite)
+                workers = 1 if suite.device.type == "cuda" else cores()
+                seconds = seconds_per_image(suite) / workers
+                console.print(
+                    f"Of the time, measuring accuracies takes about {seconds_text(seconds * profile.budget.images)} "
+                    f"here: {profile.budget.images / 1e6:.1f} million images (computed), {1 / seconds:,.0f} a second "
+                    "from the host's memory to the answer (measured just now, on noise)."
+                )
     if any(one.work for one in forecasts):
         total, memory = sum(one.seconds for one in forecasts), max(one.memory_mib for one in forecasts)
         disk = sum(one.disk_mib for one in forecasts)
         console.print(
             f"In all about {seconds_text(total)}, {memory / 1024:.1f} GiB of memory, {disk:.0f} MiB more on disk. "
             "Within a factor of two if nothing else runs on this machine."
+            + (" What is to be fetched comes on top." if rows else "")
         )
+
+
+def _show_work(profile: str, forecasts: "Sequence[Forecast]", console: Console) -> None:
+    table = _table(f"Profile {profile}, predicted", "notebook", "work", "to do", "time")
+    for one in forecasts:
+        if not one.work:
+            table.add_row(one.notebook, "still valid: nothing to do" if one.valid else "not known", "", "")
+        for work in one.work:
+            todo = f"{work.missing} of {work.total}" if work.what != "loading" else ""
+            lasts = seconds_text(work.seconds) if work.seconds else "to be fetched"
+            table.add_row(one.notebook, work.what, todo, lasts if work.missing else "")
+    console.print(table)
+
+
+def _show_stock(suite: str, tasks: Sequence[str], rows: "Sequence[Stock]", console: Console) -> None:
+    table = Table("what", "there", "missing", title=f"Suite {suite}, what this profile uses", title_justify="left")
+    for row in rows:
+        count = f"{len(row.there)} of {len(row.there) + len(row.missing)}"
+        table.add_row(row.what, count, ", ".join(row.missing) if row.there else "all")
+    console.print(table)
+    if any(row.missing for row in rows):
+        command = f"mergekit-lite fetch {suite.partition('@')[0]} --tasks {','.join(tasks)}"
+        decoded = sum(row.to_write for row in rows) / 1e9
+        console.print(
+            f"Decoded images will take {decoded:.1f} GB more on disk (computed). `{command}` brings what is missing, "
+            "and with --dry-run says how large the downloads are. Training images serve the methods that see some.",
+            soft_wrap=True,
+        )
+    else:
+        console.print("All is there: nothing is to be fetched.")
+
+
+def _tasks(profile: profiles.Profile, root: Path) -> tuple[str, ...]:
+    """Return the tasks that any notebook of the profile names, alone, in a set or in a list, in the suite's order."""
+    from mergekit_lite.suites.clip.benchmark import hub_tasks
+    from mergekit_lite.suites.suite import PREFIXES, chosen_tasks
+
+    known = tuple(hub_tasks())
+    words: set[str] = set()
+    for notebook in profile.notebooks:
+        defaults = runner.notebook_parameters(root / "notebooks" / f"{notebook}.ipynb")
+        values = {name: one.default for name, one in defaults.items()}
+        values |= runner.check_parameters(profile, notebook, root)
+        words |= {word for value in values.values() if isinstance(value, str) for word in re.split(r"[,+\s]+", value)}
+    named = {task for word in words if word in (*PREFIXES, *known) for task in chosen_tasks(word, known, "")}
+    return tuple(task for task in known if task in named)

@@ -5,8 +5,9 @@ import torch
 from mergekit_lite.suites.clip.benchmark import MODELS
 from mergekit_lite.suites.clip.clip_suite import ClipSuite
 from mergekit_lite.suites.clip.converted import ConvertedSuite
+from mergekit_lite.suites.clip.there import stock
 
-__all__ = ["ClipSuite", "ConvertedSuite", "load"]
+__all__ = ["ClipSuite", "ConvertedSuite", "load", "stock"]
 
 
 def load(name: str, device: torch.device) -> ClipSuite:

@@ -105,6 +105,15 @@ class Miniature(Suite):
         ensure(make, path)
         return LazyWeights(path, self.device)
 
+    def has_expert(self, task: str) -> bool:
+        """Return whether the expert of `task` was fine-tuned already."""
+        return self.expert_file(task).exists()
+
+    def has_images(self, task: str, which: Which) -> bool:
+        """Return whether a split was drawn already."""
+        name = f"{task}-{which}-{self.data_hash(task, which)}"
+        return (cache_dir("images", "miniature") / f"{name}.images.npy").exists()
+
     def expert_file(self, task: str) -> Path:
         """Return where the expert of `task` is kept."""
         return cache_dir("experts", "miniature") / f"{task}-{self.expert_hash(task)}.safetensors"
