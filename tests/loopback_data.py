@@ -205,7 +205,7 @@ def card(**configurations: tuple[str, ...]) -> bytes:
     return "\n".join([*lines, "---", ""]).encode()
 
 
-def put_models(hub: LoopbackHub, *tasks: str) -> None:
+def put_models(hub: LoopbackHub, *tasks: str, seed: int = 0) -> None:
     """Fill the hub with the base of ViT-B/32, reduced before this, and a random expert for each task."""
     import open_clip
     from safetensors.torch import save
@@ -214,7 +214,7 @@ def put_models(hub: LoopbackHub, *tasks: str) -> None:
     from mergekit_lite.suites.clip.transformers_format import to_transformers
 
     model = MODELS["clip-vit-b-32"]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     clip = open_clip.create_model(model.architecture)
     repository, filename = base_file(model)
     hub.put("model", repository, {filename: save({key: one.contiguous() for key, one in clip.state_dict().items()})})

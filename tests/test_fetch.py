@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -33,7 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
         yield served
 
 
-def fetch(tasks: str = TASKS, **options: bool) -> tuple[list[Item], str]:
+def fetch(tasks: str | None = TASKS, **options: Any) -> tuple[list[Item], str]:
     text = io.StringIO()
     items = fetching.fetch_suite(SUITE, tasks, console=Console(file=text, width=200), **options)
     return items, text.getvalue()

@@ -100,10 +100,10 @@ def apply(lock: Lock, path: Path, model: ClipModel, tasks: Sequence[str]) -> Non
             f"{path} does not name a commit of {', '.join(lacking)}. It is the lock of these tasks: "
             f"{spelt(','.join(lock.tasks))}. Fetch these alone, with --tasks, or the others without --lock."
         )
-    found = {entry: _at(entry, lock.datasets[entry.dataset]) for entry in entries}
-    files = [(repo, _file_at(repo, filename, lock.models[repo])) for repo, filename in weights]
-    answers = [*files, *((entry.dataset, answer) for entry, answer in found.items())]
-    problems = [f"  {repo}: {answer}" for repo, answer in answers if isinstance(answer, str)]
+    found = [(entry, _at(entry, lock.datasets[entry.dataset])) for entry in entries]
+    answers = [(repo, _file_at(repo, filename, lock.models[repo])) for repo, filename in weights]
+    answers += [(entry.dataset, answer) for entry, answer in found if isinstance(answer, str)]
+    problems = [f"  {repo}: {answer}" for repo, answer in answers if answer]
     if problems:
         raise KitError(
             "\n".join([f"Not all that {path} names can be had:", *problems])
@@ -111,7 +111,7 @@ def apply(lock: Lock, path: Path, model: ClipModel, tasks: Sequence[str]) -> Non
         )
     for repo, _ in weights:
         pins.keep(Pin(repo, lock.models[repo].commit, lock.models[repo].now))
-    for entry, splits in found.items():
+    for entry, splits in found:
         if isinstance(splits, dict):
             sources.keep(entry, splits)
 
