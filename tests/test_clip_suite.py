@@ -19,7 +19,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
-from tiny_clip import CONFIG, TASKS, TINY
+from tiny_clip import CONFIG, TASKS, TINY, promise
 
 from mergekit_lite import machine, study
 from mergekit_lite.cache import cache_dir, content_hash
@@ -29,6 +29,7 @@ from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, load_suite
 from mergekit_lite.suites.clip import ClipSuite, check, hub, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
+from mergekit_lite.suites.clip.prints import prints
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
 from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.weight_files import LazyWeights, write
@@ -36,14 +37,6 @@ from mergekit_lite.weight_files import LazyWeights, write
 
 def reference(files: dict[str, Path]) -> Any:
     return open_clip.create_model(TINY.architecture, pretrained=str(files["nobody/base"])).eval()
-
-
-def promise(suite: ClipSuite, **published: float) -> None:
-    """Let the accuracies published for the experts be these."""
-    suite.entries = {
-        name: replace(entry, accuracy={"b32": {"finetuned": published.get(name, 0.0)}})
-        for name, entry in suite.entries.items()
-    }
 
 
 def test_the_papers_three_models_are_registered_with_quickgelu_and_weights_on_the_hub() -> None:
@@ -109,8 +102,10 @@ def test_experts_are_read_lazily_and_can_be_merged(suite: ClipSuite) -> None:
     assert 0 <= accuracy(suite, merged, "mnist") <= 100
 
 
-def test_a_study_runs_on_it_and_is_not_computed_twice(suite: ClipSuite, tmp_path: Path) -> None:
-    promise(suite, **{task: accuracy(suite, suite.experts[task], task) for task in TASKS})
+def test_a_study_runs_on_it_and_is_not_computed_twice(
+    suite: ClipSuite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise(monkeypatch, suite)
     cells = [
         Cell(method="task_arithmetic", pool=TASKS, evaluate=("mnist",)),
         Cell(method="layer_wise_adamerging", parameters={"steps": 2, "images_per_task": 4}, pool=TASKS, evaluate=TASKS),
@@ -164,26 +159,59 @@ def test_the_fingerprint_follows_the_files(
 def test_experts_that_are_what_they_should_be_pass_and_are_measured_once(
     suite: ClipSuite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    true = {task: accuracy(suite, suite.experts[task], task) for task in TASKS}
-    promise(suite, mnist=true["mnist"] + 0.5, eurosat=true["eurosat"] - 0.5)
+    promise(monkeypatch, suite, mnist=0.5, eurosat=-0.5)
+    true = accuracy(suite, suite.experts["mnist"], "mnist")
     suite.prepare(TASKS, workers=1)
-    assert f"Expert mnist on its own task: {true['mnist']:.2f} %, published" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"Expert mnist on its own task: {true:.2f} %, published {true + 0.5:.2f} %.\n" in told
+    assert "The base on mnist, zero-shot: " in told
+    assert "away from" not in told
     monkeypatch.setattr(suite, "split", lambda *args: pytest.fail("measured again"))
-    found = check.check_experts(suite, TASKS)
-    assert [one.task for one in found] == list(TASKS)
-    assert [one.difference for one in found] == [-0.5, 0.5]
+    monkeypatch.setattr(suite, "experts", {})
+    found = check.check_base(suite, TASKS) + check.check_experts(suite, TASKS)
+    assert [(one.weights, one.task) for one in found] == [
+        *(("base", task) for task in ("eurosat", "mnist")),
+        *(("expert", task) for task in TASKS),
+    ]
+    assert [one.difference for one in found] == [0, 0, -0.5, 0.5]
+    assert {one.verdict for one in found} == {"agrees"}
+
+
+def test_the_nearer_of_two_prints_counts_and_both_are_shown() -> None:
+    printed = (("twenty tasks", "78.52"), ("eight tasks", "78.3"))
+    for measured, difference, verdict in (
+        (78.40, 0.1, "agrees"),
+        (77.80, -0.5, "agrees"),  # 0.72 from the other print
+        (77.79, -0.51, "somewhat off"),
+        (80.02, 1.5, "somewhat off"),
+        (80.03, 1.51, "far off"),
+    ):
+        row = check.Checked("expert", "stanford-cars", measured, printed)
+        assert (row.difference, row.verdict) == (difference, verdict)
+    assert row.words.endswith("published 78.52 % (twenty tasks) and 78.3 % (eight tasks), difference +1.51")
+    assert check.Checked("base", "stanford-cars", 81.52, printed).verdict == "somewhat off"
+    assert check.Checked("base", "stanford-cars", 81.53, printed).verdict == "far off"
+
+
+def test_what_was_printed_is_there_for_every_model_and_task() -> None:
+    for model in MODELS.values():
+        for weights, column in (("base", "pretrained"), ("expert", "finetuned")):
+            printed = prints(model.key, weights)
+            for number, (task, entry) in enumerate(hub_tasks().items()):
+                assert list(printed[task]) == ["twenty tasks", "eight tasks"][: 2 if number < 8 else 1]
+                assert float(printed[task]["twenty tasks"]) == entry.accuracy[model.key][column]
+    assert dict(prints("b32", "expert")["sun397"]) == {"twenty tasks": "74.86", "eight tasks": "75.0"}
 
 
 def test_a_damaged_answer_of_the_check_is_measured_again(
     suite: ClipSuite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    true = {task: accuracy(suite, suite.experts[task], task) for task in TASKS}
-    promise(suite, **true)
+    promise(monkeypatch, suite)
     check.check_experts(suite, TASKS)
     path, other = (next(cache_dir("checks", suite.name).glob(f"{task}-*.json")) for task in TASKS)
     content = path.read_text()
     swapped = {one: one.with_name(f"{one.name}.sha256").read_bytes() for one in (path, other)}
-    for damaged in (content.replace('"accuracy": ', '"accuracy": 9'), content[:-9], "", "[]", "\0" * 99):
+    for damaged in (content.replace('"measured": ', '"measured": 9'), content[:-9], "", "[]", "\0" * 99):
         path.write_text(damaged)
         check.check_experts(suite, TASKS)  # raises if it believes another number
         assert path.read_text() == content
@@ -197,28 +225,106 @@ def test_a_damaged_answer_of_the_check_is_measured_again(
     assert "is damaged: it is made anew" in capsys.readouterr().out
 
 
-def test_a_wrong_expert_is_refused_with_the_numbers_unless_told_to_go_on(
-    suite: ClipSuite, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_what_is_somewhat_off_is_told_once_and_used(
+    suite: ClipSuite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    true = {task: accuracy(suite, suite.experts[task], task) for task in TASKS}
-    promise(suite, mnist=true["mnist"], eurosat=99.07)
+    monkeypatch.setattr(check, "_told", set())
+    promise(monkeypatch, suite, base=-2.0, eurosat=1.5)
+    true = accuracy(suite, suite.experts["eurosat"], "eurosat")
+    suite.prepare(TASKS, workers=1)
+    told = capsys.readouterr().out
+    assert "1 of 2 experts of CLIP tiny is between 0.5 and 1.5 points away from what FusionBench printed, and" in told
+    assert f"  eurosat: measured {true:.2f} %, published {true + 1.5:.2f} % (twenty tasks), difference -1.50\n" in told
+    assert "The base of CLIP tiny is on 2 of 2 tasks, without any training, between 1 and 3 points away" in told
+    suite.prepare(TASKS, workers=1)
+    assert "points away" not in capsys.readouterr().out
+    monkeypatch.setattr(check, "_told", set())  # as in another process
+    suite.prepare(TASKS, workers=1)
+    assert capsys.readouterr().out.count("points away") == 2
+
+
+def test_a_wrong_expert_is_refused_with_the_numbers_unless_told_to_go_on(
+    suite: ClipSuite, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise(monkeypatch, suite, eurosat=60.0)
+    true = accuracy(suite, suite.experts["eurosat"], "eurosat")
     with pytest.raises(KitError) as told:
         suite.prepare(TASKS, workers=1)
     words = str(told.value)
-    assert "1 of 2 experts of CLIP tiny are more than 0.5 points away" in words
-    assert (
-        f"eurosat: measured {true['eurosat']:.2f} %, expected 99.07 %, difference {true['eurosat'] - 99.07:+.2f}"
-        in words
-    )
+    assert "1 of 2 experts of CLIP tiny is more than 1.5 points away from what FusionBench printed:" in words
+    assert f"eurosat: measured {true:.2f} %, published {true + 60:.2f} % (twenty tasks), difference -60.00" in words
     assert "(tanganke/clip-vit-base-patch32_eurosat on tanganke/eurosat, split test)" in words
     assert "mnist:" not in words
-    for path in (files[hub_tasks()["eurosat"].experts["b32"]], sources.place(hub_tasks()["eurosat"], "test")):
-        assert f"\n  {path}\n" in f"{words}\n"
+    _, paths = words.split("after deleting these files:\n")
+    entry = hub_tasks()["eurosat"]
+    pins = [sources.place(entry, split) for split in (entry.train_split, entry.test_split)]
+    expected = [files[entry.experts["b32"]], *pins]
+    assert paths.splitlines() == [f"  {path.resolve()}" for path in expected]
     for advice in ("the checkpoint of another task", "mergekit-lite fetch clip-tiny", f"set {check.VARIABLE}=1"):
         assert advice in words
-    assert len(check.check_experts(suite, TASKS, tolerance=100)) == 2
+    assert [one.verdict for one in check.expert_rows(suite, TASKS)] == ["agrees", "far off"]  # for tables: no error
     monkeypatch.setenv(check.VARIABLE, "1")
     suite.prepare(TASKS, workers=1)
+
+
+def test_a_base_that_is_off_on_what_it_never_learnt_is_refused_before_any_expert_is_measured(
+    suite: ClipSuite, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise(monkeypatch, suite, base=4.0)
+    monkeypatch.setattr(check, "check_experts", lambda *args: pytest.fail("too early"))
+    with pytest.raises(KitError) as told:
+        suite.prepare(TASKS, workers=1)
+    words = str(told.value)
+    assert "The base of CLIP tiny is on 2 of 2 tasks, without any training, more than 3 points away" in words
+    assert "difference -4.00 (the base on ylecun/mnist, split test)" in words
+    assert "A wrong base spoils every task vector." in words
+    assert f"\n  {files['nobody/base'].resolve()}\n" in words
+    monkeypatch.setenv(check.VARIABLE, "1")
+    suite.prepare(TASKS, workers=1)
+
+
+def test_a_base_that_experts_were_not_made_from_is_refused(
+    suite: ClipSuite, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    promise(monkeypatch, suite)
+    near = check.distances(suite, TASKS)
+    assert all(0.2 < one < 0.4 for one in near.values())
+    torch.manual_seed(1)
+    write(tmp_path / "other.safetensors", open_clip.create_model(TINY.architecture).state_dict())
+    monkeypatch.setitem(files, "nobody/base", tmp_path / "other.safetensors")
+    other = ClipSuite(TINY, torch.device("cpu"))
+    far = check.distances(other, TASKS)
+    assert all(1.3 < one < 1.6 for one in far.values())  # 1.41 between two networks that have nothing in common
+    with pytest.raises(KitError) as told:
+        check.check_base(other, TASKS)
+    words = str(told.value)
+    assert "2 of 2 experts of CLIP tiny were not fine-tuned from this base: their matrices lie more than 0.5" in words
+    assert f"\n  mnist: {far['mnist']:.2f}\n" in words
+    assert "If it is all of them the base is of another model" in words
+    assert f"\n  {(tmp_path / 'other.safetensors').resolve()}\n" in words
+
+
+def test_a_distance_is_that_of_matrices_and_reads_tensor_by_tensor() -> None:
+    base = {"matrix": torch.tensor([[3.0, 4.0]]), "bias": torch.tensor([1.0])}
+    read: list[str] = []
+
+    class Expert(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            read.append(name)
+            return super().__getitem__(name)
+
+    expert = Expert(matrix=torch.tensor([[3.0, 4.5]]), bias=torch.tensor([90.0]))
+    assert check.distance(base, expert) == pytest.approx(0.1)
+    assert read == ["matrix"]
+    assert check.distance(base, base) == 0
+    assert not check.distance(base, {"matrix": base["matrix"] * torch.nan}) <= check.FAR
+
+
+def test_the_base_is_tried_on_small_tasks_that_it_can_do(suite: ClipSuite) -> None:
+    assert check.zero_shot_tasks(suite, ["mnist", "eurosat", "dtd"]) == ["dtd", "eurosat"]
+    assert check.zero_shot_tasks(suite, list(hub_tasks())) == ["dtd", "eurosat"]
+    assert check.zero_shot_tasks(suite, ["rendered-sst2", "sun397", "kmnist", "svhn"]) == ["sun397", "svhn"]
+    assert check.zero_shot_tasks(suite, ["kmnist"]) == ["kmnist"]
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

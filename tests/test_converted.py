@@ -10,7 +10,7 @@ import pytest
 import torch
 from damages import made_a_folder, made_a_loop
 from safetensors.torch import load_file, save_file
-from tiny_clip import TASKS, TINY
+from tiny_clip import TASKS, TINY, promise
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -29,13 +29,14 @@ from mergekit_lite.weight_files import LazyWeights
 @pytest.fixture
 def family(suite: ClipSuite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, dict[str, Tensor]]:
     """Task -> the encoder that was pickled, with its projection, and converted by the command."""
+    promise(monkeypatch, suite)
     monkeypatch.setitem(MODELS, TINY.name, TINY)
     monkeypatch.setitem(SUITES, TINY.name, "mergekit_lite.suites.clip")
     encoders = {}
     for number, task in enumerate(TASKS):
         torch.manual_seed(number)
         start = dict(suite._model.visual.named_parameters())
-        encoders[task] = {name: value.detach() + 0.05 * torch.randn_like(value) for name, value in start.items()}
+        encoders[task] = {name: value.detach() + 0.02 * torch.randn_like(value) for name, value in start.items()}
         torch.save({f"model.visual.{name}": value for name, value in encoders[task].items()}, tmp_path / f"{task}.pt")
         result = convert(tmp_path / f"{task}.pt", task)
         assert result.exit_code == 0, result.output
@@ -77,6 +78,17 @@ def test_a_record_says_of_which_family_its_experts_are(
     assert told["mnist"].startswith("OC-8: mnist.pt, sha256 ")
     again = pickle.loads(pickle.dumps(theirs.loader))()
     assert (again.name, study.cell_key(again, cell)) == (theirs.name, record.key)
+
+
+def test_a_base_that_they_were_not_made_from_is_refused(
+    suite: ClipSuite, family: Mapping[str, Mapping[str, Tensor]], tmp_path: Path
+) -> None:
+    oc8().prepare(TASKS, 1)
+    torch.save({name: torch.randn_like(value) for name, value in family["eurosat"].items()}, tmp_path / "other.pt")
+    assert convert(tmp_path / "other.pt", "eurosat").exit_code == 0
+    with pytest.raises(KitError, match=r"1 of 2 experts of CLIP tiny .* were not fine-tuned from this base") as told:
+        oc8().prepare(TASKS, 1)
+    assert f"\n  {place(TINY.name, 'OC-8', 'eurosat').resolve()}" in str(told.value)
 
 
 def test_a_key_changes_with_the_converted_file(family: Mapping[str, Mapping[str, Tensor]], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from mergekit_lite.cache import file_digest
 from mergekit_lite.suites.clip import ClipSuite, check, clip_suite, decoded, hub
 from mergekit_lite.suites.clip.benchmark import ClipModel, hub_tasks
 from mergekit_lite.suites.clip.transformers_format import to_transformers
+from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.suites.suite import Split
 from mergekit_lite.weight_files import write
 
@@ -38,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {"nobody/base": folder / "base.safetensors"}
     for task in TASKS:
         weights = {name: value.detach() for name, value in model.visual.named_parameters() if name != "proj"}
-        expert = {name: value + 0.05 * torch.randn_like(value) for name, value in weights.items()}
+        expert = {name: value + 0.02 * torch.randn_like(value) for name, value in weights.items()}
         path = paths[hub_tasks()[task].experts["b32"]] = folder / f"{task}.safetensors"
         write(path, to_transformers(expert))
     return paths
@@ -48,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def suite(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cache: Path) -> ClipSuite:
     """The tiny suite: what comes from the hub lies in `files`, images are noise."""
 
-    def split(task: Any, which: str, side: int, *, workers: int = 1) -> Split:
+    def split(task: Any, which: str, side: int, *, crop: str = "", workers: int = 1) -> Split:
         rng = np.random.default_rng([len(task.name), which == "test"])
         labels = rng.integers(len(task.classnames), size=60)
         return Split(rng.integers(256, size=(60, 3, side, side), dtype=np.uint8), labels)
@@ -59,7 +60,20 @@ def suite(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cache: Path) 
     monkeypatch.setattr(hub, "downloaded", lambda repo, filename: files[repo])
     monkeypatch.setattr(hub, "source", source)
     monkeypatch.setattr(decoded, "decoded_split", split)
-    monkeypatch.setattr(decoded, "fingerprint", lambda task, which, side: f"{task.name}-{which}-{side}")
+    monkeypatch.setattr(decoded, "fingerprint", lambda task, which, *how: f"{task.name}-{which}-{how}")
     monkeypatch.setattr(clip_suite, "base_file", lambda model: ("nobody/base", "open_clip_model.safetensors"))
     monkeypatch.delenv(check.VARIABLE, raising=False)
     return ClipSuite(TINY, torch.device("cpu"))
+
+
+def promise(patch: pytest.MonkeyPatch, suite: ClipSuite, base: float = 0.0, **experts: float) -> None:
+    """Let FusionBench have printed what base and experts of TASKS reach here, and for some so many points more."""
+    reached = {
+        "base": {task: accuracy(suite, suite.base, task) + base for task in TASKS},
+        "expert": {task: accuracy(suite, suite.experts[task], task) + experts.get(task, 0.0) for task in TASKS},
+    }
+    printed = {
+        weights: {task: {"twenty tasks": f"{percent:.2f}"} for task, percent in of.items()}
+        for weights, of in reached.items()
+    }
+    patch.setattr(check, "prints", lambda model, weights: printed[weights])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch.func import functional_call
 from torch.nn.functional import normalize
 
 from mergekit_lite.cache import content_hash
+from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import check, decoded, hub
 from mergekit_lite.suites.clip.benchmark import ClipModel, base_file, expert_file, hub_tasks
+from mergekit_lite.suites.clip.pixels import Crop
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights
 from mergekit_lite.suites.suite import Lazy, Split, Suite, Task, Which
 from mergekit_lite.workers import cores
@@ -21,25 +24,40 @@ HELD_OUT = 20
 """One of so many training images that are kept is held out: 250 of 5,000."""
 
 
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Return whether it is a GPU that multiplies in bfloat16 itself, as NVIDIA's do from Ampere (2020) on.
+
+    Older ones take float16, too, but then gradients below 6e-8 become zero, and activations above 65,504 infinite.
+    """
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 class ClipSuite(Suite):
     """Weights come from the hub and stay in the hub's own cache; images are decoded once into this library's cache.
 
     Attributes:
         model: which CLIP it is.
         entries: task -> where its images and experts lie on the hub.
+        crop: whose cut of the images' middle it is: that of whoever tuned the experts, here FusionBench with
+            transformers.
     """
+
+    crop: Crop = "transformers"
 
     def __init__(self, model: ClipModel, device: torch.device) -> None:
         """Build the model with the base weights of `model`, which are fetched if they are not there."""
         import open_clip  # takes seconds, which who only converts or asks for sizes need not wait for
 
         self.model, self.entries = model, hub_tasks()
-        path = hub.downloaded(*base_file(model))
         tasks = [Task(one.name, one.title, one.title, one.classnames, one.templates) for one in self.entries.values()]
-        clip = open_clip.create_model(model.architecture, pretrained=str(path))
+        clip = open_clip.create_model(model.architecture, pretrained=str(self.base_path()))
         super().__init__(model.name, model.title, tasks, clip, open_clip.get_tokenizer(model.architecture), device)
         self._side = int(clip.visual.image_size[0])
-        self._half = device.type == "cuda"
+        self._half = computes_in_bfloat16(device)
+        self._said: dict[str, int] = {}  # how many test images `sizes` said that a task has
 
     @property
     def loader(self) -> Callable[[], Suite]:
@@ -48,8 +66,12 @@ class ClipSuite(Suite):
 
     @cached_property
     def sizes(self) -> Mapping[str, tuple[int, int]]:
-        """Return for each task how many training and test images it has, as the hub lists them."""
-        return Lazy(tuple(self.tasks), lambda task: decoded.sizes(self.entries[task]), keep=True)
+        """Return for each task how many training and test images it has: as published until they are decoded."""
+        return Lazy(tuple(self.tasks), self._size, keep=False)
+
+    def _size(self, task: str) -> tuple[int, int]:
+        train, self._said[task] = decoded.counted(self.entries[task], self._side, self.crop)
+        return train, self._said[task]
 
     def split(self, task: str, which: Which) -> Split:
         """Return images (N, 3, H, W) and labels (N,) of a split: fetched and decoded at first use, then mapped.
@@ -66,11 +88,33 @@ class ClipSuite(Suite):
         return self._split(task, which, workers=cores() if self.device.type == "cuda" else 1)
 
     def _split(self, task: str, which: Which, workers: int) -> Split:
-        return decoded.decoded_split(self.entries[task], which, self._side, workers=workers)
+        return decoded.decoded_split(self.entries[task], which, self._side, crop=self.crop, workers=workers)
 
     def expert(self, task: str) -> Mapping[str, Tensor]:
         """Return the expert of `task`, read from the hub's file tensor by tensor; fetched at first use."""
-        return TransformersWeights(hub.downloaded(*expert_file(self.model, self.entries[task])), self.device)
+        return TransformersWeights(self.expert_path(task), self.device)
+
+    def base_path(self) -> Path:
+        """Return the file with the base weights, fetched if it is not there."""
+        return hub.downloaded(*base_file(self.model))
+
+    def expert_path(self, task: str) -> Path:
+        """Return the file with the expert of `task`, fetched if it is not there."""
+        return hub.downloaded(*expert_file(self.model, self.entries[task]))
+
+    def has_expert(self, task: str) -> bool:
+        """Return whether the expert of `task` was fetched already."""
+        return hub.cached(*expert_file(self.model, self.entries[task])) is not None
+
+    def has_images(self, task: str, which: Which) -> bool:
+        """Return whether a split was fetched and decoded already; what is held out are training images."""
+        kept: Which = "test" if which == "test" else "train"
+        return decoded.known(self.entries[task], kept, self._side, self.crop) is not None
+
+    @property
+    def images_name(self) -> str:
+        """All models have the same images, and those of other crops lie beside them."""
+        return "clip"
 
     @property
     def computing(self) -> tuple[Callable[..., Any], ...]:
@@ -85,8 +129,8 @@ class ClipSuite(Suite):
     def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Return the features (N, D) of unit length that the encoder with `weights` gives for `images` (N, 3, H, W).
 
-        On a GPU the encoder works in bfloat16 (autocast: weights and their gradients stay float32), the features are
-        float32 again. On a CPU all of it is float32.
+        On a GPU with bfloat16 the encoder works in that (autocast: weights and their gradients stay float32), the
+        features are float32 again. On an older GPU, and on a CPU, all of it is float32.
         """
         images = self._normalised(images)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
@@ -103,18 +147,34 @@ class ClipSuite(Suite):
         return Suite.layer_inputs(exact, weights, images)
 
     def prepare(self, tasks: Sequence[str], workers: int) -> None:
-        """Fetch the experts of `tasks`, fetch and decode their test images, and check each expert on its own task.
+        """Fetch the experts of `tasks`, fetch and decode their test images, and check the base and the experts.
 
         Files come one after another, since the network and not the processor is what takes long; `workers` decode.
 
         Raises:
-            KitError: something cannot be fetched, or an expert is not what it should be (see `check.check_experts`).
+            KitError: something cannot be fetched, or base or experts are not what they should be (see `check`).
         """
         for task in tasks:
-            hub.downloaded(*expert_file(self.model, self.entries[task]))
-            self._split(task, "test", workers=cores() if self.device.type == "cuda" else workers)
+            self.expert_path(task)
+            self._bring_test_images(task, workers)
         if not check.skipped():
+            check.check_base(self, tasks)
             check.check_experts(self, tasks)
+
+    def _bring_test_images(self, task: str, workers: int) -> None:
+        """Fetch and decode the test images of `task`, and see that it has as many as `sizes` said.
+
+        Raises:
+            KitError: they cannot be fetched, or whoever asked for their number before was told the published one, and
+                the data set has another by now: an interval would be too narrow or too wide.
+        """
+        found = len(self._split(task, "test", workers=cores() if self.device.type == "cuda" else workers).labels)
+        said = self._said.pop(task, found)
+        if found != said:
+            raise KitError(
+                f"Task '{task}' has {found} test images, not {said} as published, and what was counted before they "
+                "were decoded would be wrong. Run the same again: from now on the true number is known."
+            )
 
     def base_hash(self) -> str:
         """Return the SHA-256 of the file with the base weights, which the hub is asked for if it is not fetched."""
@@ -130,8 +190,8 @@ class ClipSuite(Suite):
     def data_hash(self, task: str, which: Which) -> str:
         """Return a hash of the files with the images, by what the hub lists, and of how they are decoded."""
         if which == "test":
-            return decoded.fingerprint(self.entries[task], which, self._side)
-        return content_hash([decoded.fingerprint(self.entries[task], "train", self._side), which, HELD_OUT])
+            return decoded.fingerprint(self.entries[task], which, self._side, self.crop)
+        return content_hash([decoded.fingerprint(self.entries[task], "train", self._side, self.crop), which, HELD_OUT])
 
     def sources(self, tasks: Sequence[str]) -> dict[str, str]:
         """Return where the weights of the base and of the experts of `tasks` come from: repository@commit/file."""

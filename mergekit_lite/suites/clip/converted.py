@@ -10,6 +10,7 @@ from torch import Tensor
 from mergekit_lite.cache import Written, cache_dir, written
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites import check_name
+from mergekit_lite.suites.clip import check
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, hub_tasks
 from mergekit_lite.suites.clip.clip_suite import ClipSuite
 from mergekit_lite.suites.clip.words import spelt
@@ -40,7 +41,10 @@ class ConvertedSuite(ClipSuite):
 
     Attributes:
         family: whose experts these are; after an @ in the suite's name, and so in every record.
+        crop: the images are cut by open_clip, as they were where these experts were tuned.
     """
+
+    crop = "open_clip"
 
     def __init__(self, model: ClipModel, family: str, device: torch.device) -> None:
         """Build the model with the base weights of `model`; the experts are looked up at first use."""
@@ -65,14 +69,24 @@ class ConvertedSuite(ClipSuite):
         return expert
 
     def prepare(self, tasks: Sequence[str], workers: int) -> None:
-        """Check that the experts of `tasks` are there, then fetch and decode their test images.
+        """Check that the experts of `tasks` are there, fetch and decode their test images, and check the base.
 
-        No accuracy is checked as for the hub's experts: none was published for these on just these images.
+        No accuracy of the experts is checked as for the hub's: none was published for these on just these images.
         """
         for task in tasks:
             self.expert(task)
         for task in tasks:
-            self._split(task, "test", workers=workers)
+            self._bring_test_images(task, workers)
+        if not check.skipped():
+            check.check_base(self, tasks)
+
+    def has_expert(self, task: str) -> bool:
+        """Return whether the expert of `task` was converted already."""
+        return self.expert_path(task).exists()
+
+    def expert_path(self, task: str) -> Path:
+        """Return where the converted expert of `task` is kept."""
+        return place(self.model.name, self.family, task)
 
     def expert_hash(self, task: str) -> str:
         """Return the hash of the converted weights of the expert of `task`."""
@@ -90,7 +104,7 @@ class ConvertedSuite(ClipSuite):
         Raises:
             KitError: it is not there, damaged, or of another family or task than its place says.
         """
-        path = place(self.model.name, self.family, task)
+        path = self.expert_path(task)
         command = f"mergekit-lite convert FILE.pt --suite {self.model.name} --task {task} --family {self.family}"
         if not path.exists():
             missing = f"There is no {self.family} expert of '{task}' for {self.model.title}"
