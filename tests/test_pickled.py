@@ -277,6 +277,8 @@ def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path: Path) -> 
             "not those of an open_clip image encoder: 'proj' has shape (9, 5), not (8, 5)",
         ),
         (tensors(adapter=torch.ones(2)), "'adapter' is not known"),
+        ({"state_dict": {}, "epoch": 3}, "no tensors at all, only the entries 'state_dict'; 'epoch'. Give the file"),
+        ({"state_dict": [1, {"a": torch.ones(1)}]}, "but 'state_dict.1.a'. Give the file"),
         ({"conv1.weight": torch.ones(1), "class_embedding": torch.ones(1)}, "'positional_embedding' is missing"),
     ],
 )
@@ -333,6 +335,31 @@ def test_a_state_dict_among_other_things_is_read(tmp_path: Path) -> None:
     text = {"module.positional_embedding": torch.ones(2), "module.token_embedding.weight": torch.ones(2)}
     content = {"epoch": 3, "state_dict": named | text, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}
     assert same(read(pickled.convert(saved(tmp_path / "x.pt", content))), weights)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("wrapped", "said"),
+    [
+        (lambda weights: {"state_dict": weights}, "The image encoder is in the entry 'state_dict'.\n"),
+        (
+            lambda weights: {"epoch": 3, "model": collections.OrderedDict(weights)},
+            "The image encoder is in the entry 'model'. What else there is, 'epoch', is left out.\n",
+        ),
+        (
+            lambda weights: [weights, 3],
+            "The image encoder is in the entry '0'. What else there is, '1', is left out.\n",
+        ),
+        (lambda weights: {"model": ({"state_dict": weights},)}, "The image encoder is in the entry 'model'.\n"),
+        (lambda weights: {f"model.visual.{name}": tensor for name, tensor in weights.items()}, ""),
+    ],
+)
+def test_an_encoder_in_an_entry_is_found_and_the_entry_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrapped: Any, said: str, old: bool
+) -> None:
+    weights = tensors()
+    assert same(read(pickled.convert(saved(tmp_path / "x.pt", wrapped(weights), old=old))), weights)
+    assert capsys.readouterr().out == said
 
 
 def test_of_two_encoders_none_is_dropped_in_silence(tmp_path: Path) -> None:

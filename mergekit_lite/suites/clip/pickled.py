@@ -36,13 +36,14 @@ def convert(
     family: str = "OC-8",
     model: ClipModel | None = None,
     task: str | None = None,
+    source: str | None = None,
 ) -> Path:
     """Write the image encoder in the pickled checkpoint `path` as safetensors and return where.
 
     The tensors have open_clip's names without ``visual.``. The projection ``proj`` is among them: these authors
     fine-tuned it too, unlike those of the experts on the hub, and the checkpoint needs it to reach its accuracy. The
     text encoder's leftovers are dropped; images never reach them. State dicts are read as well, bare or in a dictionary
-    with other things.
+    or list with other things; it is said then in which entry the encoder was.
 
     Args:
         path: written by ``torch.save``, of a module or of a state dict.
@@ -51,6 +52,7 @@ def convert(
             a table must never mix families.
         model: which CLIP it must be.
         task: what it was fine-tuned on; kept in the file's metadata.
+        source: where `path` comes from, for the metadata; by default its name.
 
     Raises:
         KitError: there is no such file, it is damaged or of another kind, it refers to anything but tensors, containers
@@ -80,7 +82,7 @@ def convert(
     check_finite(weights, name=str(path))
     metadata = {
         "family": family,
-        "source": spelt(path.name),
+        "source": source or spelt(path.name),
         "source_sha256": file_digest(path),
         "projection": "proj: fine-tuned with the encoder" if "proj" in weights else "none",
         "weights": weights_hash(weights),
@@ -169,10 +171,23 @@ def _image_encoder(tree: Any) -> dict[str, Record]:
             f"it holds {len(found)} image encoders, {named}. Save the one that is wanted in a file of its own"
         )
     if not found:
-        named = first_three([f"'{spelt(name)}'" for name in tensors]) or "no tensors at all"
-        raise KitError(f"it holds no open_clip image encoder, but {named}. Give the file of an encoder, not of a head")
+        there = _content(tree, tensors)
+        raise KitError(f"it holds no open_clip image encoder, but {there}. Give the file of an encoder, not of a head")
     (prefix,) = found
+    entries = dict(_items(tree))
+    if (entry := prefix.partition(".")[0]) in entries:
+        others = first_three([f"'{spelt(name)}'" for name in entries if name != entry])
+        left = f" What else there is, {others}, is left out." if others else ""
+        print(f"The image encoder is in the entry '{spelt(entry)}'.{left}", flush=True)
     return {name.removeprefix(prefix): record for name, record in tensors.items() if name.startswith(prefix)}
+
+
+def _content(tree: Any, tensors: Mapping[str, Record]) -> str:
+    """Return what there is instead of an encoder: the first tensors, or else the first entries."""
+    if tensors:
+        return first_three([f"'{spelt(name)}'" for name in tensors])
+    entries = first_three([f"'{spelt(name)}'" for name, _ in _items(tree)])
+    return f"no tensors at all{f', only the entries {entries}' if entries else ''}"
 
 
 def _tensors(tree: Any, prefix: str, met: set[int]) -> Iterator[tuple[str, Record]]:
@@ -191,12 +206,14 @@ def _tensors(tree: Any, prefix: str, met: set[int]) -> Iterator[tuple[str, Recor
             value = value.arguments[0]
         if isinstance(value, Record) and type(value).__name__ in TENSORS:
             yield f"{prefix}{name}", value
-        elif isinstance(value, dict):
+        elif isinstance(value, dict | list | tuple):
             yield from _tensors(value, f"{prefix}{name}.", met)
 
 
 def _items(record: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the named items of a dictionary, or of an OrderedDict that was stored as a list of pairs."""
+    """Yield the named items of a dictionary (an OrderedDict may be a list of pairs), and those of a list by number."""
+    if isinstance(record, list | tuple):
+        yield from ((str(number), value) for number, value in enumerate(record))
     if isinstance(record, dict):
         yield from ((name, value) for name, value in record.items() if _is_name(name))
     if isinstance(record, Record) and type(record).__name__ == "OrderedDict":
