@@ -64,7 +64,7 @@ def main() -> None:
         decoded.decoded_split(task, "test", SIDE)  # imports, and the cache that is read below
 
         begun = time.perf_counter()
-        pixels, checksum = preprocessing(SIDE), 0
+        pixels, checksum = preprocessing(SIDE, "transformers"), 0
         for first in range(0, count, BATCH):
             batch = np.stack([pixels(dataset[place]["image"]) for place in range(first, min(first + BATCH, count))])
             checksum += int(batch.sum())

@@ -7,7 +7,9 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +28,8 @@ from mergekit_lite.cache import cache_dir, content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
 from mergekit_lite.study import Cell
-from mergekit_lite.suites import SUITES, load_suite
-from mergekit_lite.suites.clip import ClipSuite, check, hub, sources
+from mergekit_lite.suites import SUITES, load_suite, scoring
+from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, hub, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.prints import prints
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
@@ -136,6 +138,73 @@ def test_half_precision_is_inside_the_encoder_only(suite: ClipSuite) -> None:
     assert {gradient.dtype for gradient in gradients} == {torch.float32}
     assert all(torch.equal(value, inputs[name]) for name, value in suite.layer_inputs(suite.base, images).items())
     assert suite._half
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_is_used_on_a_gpu_that_multiplies_in_it_itself(
+    suite: ClipSuite, monkeypatch: pytest.MonkeyPatch, native: bool, expected: torch.dtype
+) -> None:
+    """An older GPU says that it takes bfloat16, but it makes do with float32, and slowly."""
+    asked: list[tuple[str, bool]] = []
+    places: list[str] = []
+
+    def supported(including_emulation: bool = True) -> bool:
+        asked.append((places[-1], including_emulation))
+        return native or including_emulation
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        places.append(str(device))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "device", current)
+    suite._half = clip_suite.computes_in_bfloat16(torch.device("cuda:1"))
+    assert asked == [("cuda:1", False)]
+    assert suite.working_dtype == expected
+    assert not clip_suite.computes_in_bfloat16(torch.device("cpu"))
+    features = suite.encode(suite.base, torch.from_numpy(suite.split("mnist", "test").images[:2]))
+    assert features.dtype == torch.float32
+
+
+def test_a_key_says_in_which_precision_a_record_was_computed(suite: ClipSuite) -> None:
+    cell = Cell(method="simple_average", pool=TASKS, evaluate=("mnist",))
+    keys = []
+    for suite._half in (False, True):
+        keys.append(study.cell_key(suite, cell))
+    assert len(set(keys)) == 2
+
+
+def test_all_models_share_the_images_of_a_crop_and_each_crop_has_its_own() -> None:
+    sides = {open_clip.get_model_config(model.architecture)["vision_cfg"]["image_size"] for model in MODELS.values()}
+    assert sides == {224}  # the side, the crop and the data set name a file of images, and no model does
+    assert (ClipSuite.crop, ConvertedSuite.crop) == ("transformers", "open_clip")
+
+
+def test_images_of_the_suites_crop_are_asked_for(suite: ClipSuite, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    decode = decoded.decoded_split
+
+    def noted(*given: Any, crop: Any, **more: Any) -> Any:
+        asked.append(crop)
+        return decode(*given, **more)
+
+    monkeypatch.setattr(decoded, "decoded_split", noted)
+    prints = []
+    for suite.crop in ("transformers", "open_clip"):
+        suite.split("mnist", "test")
+        suite.split("mnist", "train")
+        prints += [suite.data_hash("mnist", which) for which in ("test", "train", "held-out")]
+    assert asked == ["transformers", "transformers", "open_clip", "open_clip"]
+    assert len(set(prints)) == 6
+
+
+def test_another_number_of_test_images_than_was_counted_on_is_refused_once(suite: ClipSuite) -> None:
+    assert suite.sizes["mnist"] == (5000, 10000)
+    with pytest.raises(KitError, match=r"'mnist' has 60 test images, not 10000 as published.* Run the same again"):
+        suite._bring_test_images("mnist", 1)
+    suite._bring_test_images("mnist", 1)
+    suite._bring_test_images("eurosat", 1)  # nobody counted on a number
 
 
 def test_the_fingerprint_follows_the_files(
@@ -342,10 +411,72 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_remembered(monkeypatch
 
     monkeypatch.setattr(suite, "encode", limited)
     assert accuracy(cast(Any, suite), suite.base, "digits") == expected
-    assert sizes == [40, 20, 10, *[5] * 8]
+    assert sizes == [40, 40, 31, 15, *[7] * 5, 5]  # 125, 62, 31, 15 and 7 at once, but there are only 40
     sizes.clear()
     accuracy(cast(Any, suite), suite.base, "signs")
-    assert sizes == [5] * 8
+    assert sizes == [*[7] * 5, 5]
+    sizes.clear()
+    accuracy(cast(Any, suite), suite.base, "signs", batch_size=16)
+    assert sizes == [7, 7, 2, 7, 7, 2, 7, 1]
+
+
+def test_what_is_read_ahead_comes_in_order_from_a_thread_that_ends() -> None:
+    loaded: list[tuple[int, str]] = []
+
+    def load(number: int) -> int:
+        loaded.append((number, threading.current_thread().name))
+        return 10 * number
+
+    before = threading.active_count()
+    coming = scoring.ahead(load, range(4))
+    assert next(coming) == 0
+    assert [number for number, _ in loaded] in ([0], [0, 1])  # one is read while the caller works, and not more
+    assert list(coming) == [10, 20, 30]
+    assert [number for number, _ in loaded] == [0, 1, 2, 3]
+    assert {name for _, name in loaded} == {"ahead_0"}
+    assert threading.active_count() == before
+    assert list(scoring.ahead(load, [])) == []
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised_in_its_turn() -> None:
+    def load(number: int) -> int:
+        if number == 2:
+            raise KitError("image 2 is lost")
+        return number
+
+    before, seen = threading.active_count(), list[int]()
+    with pytest.raises(KitError, match="image 2 is lost"):
+        seen.extend(scoring.ahead(load, range(9)))
+    assert seen == [0, 1]
+    assert threading.active_count() == before
+
+
+def test_whoever_stops_early_leaves_no_thread() -> None:
+    before = threading.active_count()
+    with closing(scoring.ahead(lambda number: number, range(9))) as coming:
+        assert next(coming) == 0
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_accuracy_is_the_same_when_images_are_read_ahead(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    """As on a GPU, but for the kind of memory."""
+    suite = cast(Any, fakes.FakeSuite())
+    expected, before = accuracy(suite, suite.base, "digits", size), threading.active_count()
+    spans: list[slice] = []
+
+    def noted(split: Any, rows: list[slice], device: torch.device) -> Any:
+        spans.extend(rows)
+        load = partial(scoring._loaded, split, False)
+        yield from scoring.ahead(load, rows)
+
+    monkeypatch.setattr(scoring, "_batches", noted)
+    assert accuracy(suite, suite.base, "digits", size) == expected
+    assert len(spans) == (6 if size else 1)
+    monkeypatch.setattr(suite, "encode", lambda weights, images: pytest.fail("stopped"))
+    with pytest.raises(pytest.fail.Exception):
+        accuracy(suite, suite.base, "digits", 7)
+    assert threading.active_count() == before
 
 
 def test_an_expert_in_a_file_is_read_once_not_once_per_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

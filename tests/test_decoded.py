@@ -1,8 +1,10 @@
-"""Decoding once: the same pixels as open_clip's, kept in memory-mapped files that resume, and tell when damaged."""
+"""Decoding once: the very pixels that the experts saw, kept in memory-mapped files that resume, and tell of damage."""
 
 import errno
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +67,7 @@ def test_pixels_are_open_clips_own_bit_for_bit(mode: str, size: tuple[int, int])
 
     rng = np.random.default_rng(size[0])
     image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).convert(mode)
-    found = pixels.preprocessing(224)(image)
+    found = pixels.preprocessing(224, "open_clip")(image)
     assert found.dtype == np.uint8
     assert found.shape == (3, 224, 224)
     mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
@@ -74,6 +76,64 @@ def test_pixels_are_open_clips_own_bit_for_bit(mode: str, size: tuple[int, int])
     assert torch.equal(normalised, transform(image.convert("RGB")))
     if mode in ("RGB", "L"):
         assert torch.equal(normalised, transform(image))
+
+
+CROPS = {
+    # a picture's size: its size when scaled, and what transformers and open_clip then cut off at the left and the top
+    (640, 427): ((335, 224), (55, 0), (56, 0)),
+    (427, 640): ((224, 335), (0, 55), (0, 56)),
+    (500, 375): ((298, 224), (37, 0), (37, 0)),
+    (500, 333): ((336, 224), (56, 0), (56, 0)),
+    (1024, 681): ((336, 224), (56, 0), (56, 0)),
+    (225, 224): ((225, 224), (0, 0), (0, 0)),
+    (227, 224): ((227, 224), (1, 0), (2, 0)),
+    (224, 229): ((224, 229), (0, 2), (0, 2)),
+    (224, 231): ((224, 231), (0, 3), (0, 4)),
+    (25, 31): ((224, 277), (0, 26), (0, 26)),
+    (29, 36): ((224, 278), (0, 27), (0, 27)),
+    (600, 401): ((335, 224), (55, 0), (56, 0)),
+    (28, 28): ((224, 224), (0, 0), (0, 0)),
+}
+
+
+@pytest.mark.parametrize("size", CROPS)
+def test_the_two_crops_differ_by_a_pixel_where_the_margin_is_odd(size: tuple[int, int]) -> None:
+    scaled, *corners = CROPS[size]
+    width, height = scaled
+    places = np.zeros((height, width, 3), np.uint8)  # each pixel says where it is, modulo 256
+    places[..., 0], places[..., 1] = np.arange(width) % 256, np.arange(height)[:, None] % 256
+    crops: tuple[pixels.Crop, ...] = ("transformers", "open_clip")
+    for crop, corner in zip(crops, corners, strict=True):
+        scale, cut = pixels.preprocessing(224, crop).steps
+        assert scale(Image.new("RGB", size)).size == scaled
+        image = cut(Image.fromarray(places))
+        assert (image.size, image.getpixel((0, 0))[:2]) == ((224, 224), corner)
+
+
+SHAPES = [*CROPS, *np.random.default_rng(0).integers(20, 700, (30, 2)).tolist()]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_pixels_are_those_of_transformers_own_processor_bit_for_bit(mode: str) -> None:
+    """Of the one that works with PIL, as FusionBench had it."""
+    theirs = pytest.importorskip("transformers.models.clip.image_processing_pil_clip").CLIPImageProcessorPil()
+    ours = pixels.preprocessing(224, "transformers")
+    for width, height in SHAPES:
+        noise = np.random.default_rng([width, height]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        image = Image.fromarray(noise).convert(mode)
+        expected = theirs(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+        assert np.array_equal(ours(image), expected), (width, height)
+
+
+@pytest.mark.usefixtures("hub")
+def test_images_of_another_crop_lie_in_a_file_of_their_own(mnist: HubTask) -> None:
+    first = decoded.decoded_split(mnist, "test", SIDE)
+    assert decoded.known(mnist, "test", SIDE, "open_clip") is None
+    other = decoded.decoded_split(mnist, "test", SIDE, crop="open_clip")
+    assert len(files(".images.npy")) == 2
+    # 24 x 20 pixels are scaled to 38 x 32, and either cuts 3 of the 6 too many off the left
+    assert np.array_equal(first.images, other.images)
+    assert decoded.known(mnist, "test", SIDE, "open_clip") is not None
 
 
 @pytest.mark.usefixtures("hub")
@@ -87,7 +147,7 @@ def test_test_images_keep_their_order_and_training_images_are_a_fixed_draw(
     assert test.labels.tolist() == [*range(10)] * 2
     dataset = hub_data.labelled(mnist, "test")
     for place in (0, 7, 8, 19):
-        assert np.array_equal(test.images[place], pixels.preprocessing(SIDE)(dataset[place]["image"]))
+        assert np.array_equal(test.images[place], pixels.preprocessing(SIDE, "transformers")(dataset[place]["image"]))
     order = np.random.RandomState(0).permutation(10)[:6]
     assert train.labels.tolist() == [9 - place for place in order]
 
@@ -119,7 +179,7 @@ def test_an_interrupted_run_resumes_at_the_chunk_where_it_stopped(
     split = decoded.decoded_split(mnist, "test", SIDE)
     assert chunks == [2]
     dataset = hub_data.labelled(mnist, "test")
-    assert np.array_equal(split.images[3], pixels.preprocessing(SIDE)(dataset[3]["image"]))
+    assert np.array_equal(split.images[3], pixels.preprocessing(SIDE, "transformers")(dataset[3]["image"]))
     assert not files(".part")
     assert not files(".ledger")
 
@@ -268,7 +328,7 @@ def test_what_an_interrupted_run_left_may_be_damaged_too(
     damage(files(suffix)[0])
     split = decoded.decoded_split(mnist, "test", SIDE)
     dataset = hub_data.labelled(mnist, "test")
-    assert np.array_equal(split.images[3], pixels.preprocessing(SIDE)(dataset[3]["image"]))
+    assert np.array_equal(split.images[3], pixels.preprocessing(SIDE, "transformers")(dataset[3]["image"]))
 
 
 @pytest.mark.usefixtures("hub")
@@ -367,3 +427,33 @@ def test_another_number_of_test_images_is_told(
     hub.put("dataset", mnist.dataset, {"data/test-0.parquet": table([*range(10)], named("mnist"))})
     decoded.decoded_split(mnist, "test", SIDE)
     assert "mnist: 10 test images, not 20 as in FusionBench." in capsys.readouterr().out
+    assert decoded.sizes(mnist)[1] == decoded.counted(mnist, SIDE, "open_clip")[1] == 20  # as published
+    assert decoded.counted(mnist, SIDE) == (decoded.sizes(mnist)[0], 10)
+
+
+def test_a_full_disk_is_worded_while_images_are_written(tmp_path: Path) -> None:
+    """On a real disk of 1 MB: a page of a map that finds no room would end the process (SIGBUS)."""
+    code = """
+import numpy as np, sys
+from pathlib import Path
+from PIL import Image
+from numpy.lib.format import open_memmap
+from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip import decoded, pixels
+dataset = [{"image": Image.new("RGB", (224, 224), (1, 2, 3))}] * 20
+work = pixels.Work("mnist", dataset, np.arange(20), Path("disk/.part"), pixels.preprocessing(224, "transformers"))
+decoded.CHUNK = 4
+try:
+    decoded._fill(work, "mnist, test", (20, 3, 224, 224), Path("disk/.ledger"), 1)
+except KitError as error:
+    print(error)
+"""
+    (tmp_path / "disk").mkdir()
+    mount = "mount -t tmpfs -o size=1m none disk"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], cwd=tmp_path, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be made here")
+    command = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$0" -c "$1"', sys.executable, code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(decoded.__file__).parents[3])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Task 'mnist': decoded images cannot be written to disk (No space left on device). Free some" in done.stdout

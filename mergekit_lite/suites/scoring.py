@@ -1,7 +1,10 @@
 """Accuracy of one set of weights on one task."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +14,9 @@ from mergekit_lite.machine import in_memory
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Split, Suite, Which
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
 
 
 def accuracy(
@@ -33,7 +39,8 @@ def accuracy(
         images: take only the first so many, which is quicker; 0 takes all. Splits are in random order.
 
     The class of an image is the row of the task's zero-shot head (C, D) that agrees most with its features (D,).
-    A batch that does not fit into the GPU's memory is halved until it does.
+    A batch that does not fit into the GPU's memory is halved until it does. While a GPU works on one batch, the next
+    one is read into memory from which the GPU copies by itself.
 
     Raises:
         KitError: not even one image fits.
@@ -43,16 +50,9 @@ def accuracy(
     head = suite.heads[task].to(suite.device)
     weights = dict(weights)  # an expert lies in a file: read it once, not once per batch
     most = batch_size or _first_size(suite.device)
-    correct = done = 0
-
-    def part(size: int) -> tuple[int, int]:
-        rows = slice(done, done + size)
-        return _correct(suite, weights, head, split, rows), size
-
-    with torch.inference_mode():
-        while done < total:
-            right, size = in_memory(part, min(most, total - done), suite.device, what="the features", key=suite.name)
-            correct, done = correct + right, done + size
+    spans = [slice(start, min(start + most, total)) for start in range(0, total, most)]
+    with torch.inference_mode(), closing(_batches(split, spans, suite.device)) as batches:
+        correct = sum(_correct(suite, weights, head, *batch, most) for batch in batches)
     return 100.0 * correct / total
 
 
@@ -61,13 +61,49 @@ def _first_size(device: torch.device) -> int:
     return 125 if device.type == "cpu" else 1000
 
 
-def _correct(suite: "Suite", weights: Mapping[str, Tensor], head: Tensor, split: "Split", rows: slice) -> int:
-    """Return how many images of `rows` are classified correctly."""
-    features = suite.encode(weights, _images(suite, split.images[rows]))
-    labels = torch.as_tensor(np.array(split.labels[rows]), device=features.device)
-    return int(((features @ head.to(features.dtype).T).argmax(dim=1) == labels).sum())
+def _correct(
+    suite: "Suite", weights: Mapping[str, Tensor], head: Tensor, images: Tensor, labels: Tensor, most: int
+) -> int:
+    """Return how many of `images` are classified correctly: of as many at once as fit into memory, at most `most`."""
+    correct = done = 0
+
+    def part(size: int) -> tuple[int, int]:
+        # Cut off at the end here: `in_memory` remembers what fits, and should not take the rest of a split for it.
+        some = images[done : done + size].to(suite.device, non_blocking=True)
+        features = suite.encode(weights, some)
+        right = (features @ head.to(features.dtype).T).argmax(dim=1) == labels[done : done + size].to(features.device)
+        return int(right.sum()), len(some)
+
+    while done < len(labels):
+        right, size = in_memory(part, most, suite.device, what="the features", key=suite.name)
+        correct, done = correct + right, done + size
+    return correct
 
 
-def _images(suite: "Suite", images: np.ndarray) -> Tensor:
-    # np.array copies: torch warns about, and must not write to, a read-only memory map.
-    return torch.from_numpy(np.array(images)).to(suite.device)
+def _batches(split: "Split", spans: Sequence[slice], device: torch.device) -> Generator[tuple[Tensor, Tensor]]:
+    """Yield images and labels of each span, on the CPU: for a GPU read ahead, into memory that it can copy from."""
+    gpu = device.type == "cuda"
+    load = partial(_loaded, split, gpu)
+    yield from ahead(load, spans) if gpu else map(load, spans)
+
+
+def _loaded(split: "Split", pinned: bool, rows: slice) -> tuple[Tensor, Tensor]:
+    # Pinned memory is torch's to give, which has it again for another batch only when the GPU has copied this one.
+    images = torch.empty(split.images[rows].shape, dtype=torch.uint8, pin_memory=pinned)
+    np.copyto(images.numpy(), split.images[rows])  # torch must not write to a read-only memory map
+    return images, torch.from_numpy(np.array(split.labels[rows]))
+
+
+def ahead(load: Callable[[Item], Loaded], items: Iterable[Item]) -> Generator[Loaded]:
+    """Yield ``load(item)`` of each item in order; a thread loads the next one while the caller works on this one.
+
+    What `load` raises is raised here, in its turn. The thread has ended when the last one was taken, or on `close`.
+    """
+    coming: Future[Loaded] | None = None
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        for item in items:
+            now, coming = coming, thread.submit(load, item)
+            if now:
+                yield now.result()
+        if coming:
+            yield coming.result()

@@ -1,4 +1,4 @@
-"""Decode once: the real images as uint8 in memory-mapped files, cut and scaled as open_clip does it.
+"""Decode once: the real images as uint8 in memory-mapped files, scaled and cut as the experts saw them in training.
 
 Worker processes decode chunks side by side. A ledger notes the hash of each finished chunk, so that an interrupted run
 resumes where it stopped and damage is found, and mended, chunk by chunk. Normalisation is left to the device.
@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from tokenize import TokenError
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -37,14 +36,11 @@ from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub import cleared
 from mergekit_lite.suites.clip.hub_data import labelled
 from mergekit_lite.suites.clip.labels import label_numbers
-from mergekit_lite.suites.clip.pixels import Preprocessing, Work, decode_rows, handed_over, preprocessing
+from mergekit_lite.suites.clip.pixels import Crop, Preprocessing, Work, decode_rows, handed_over, preprocessing
 from mergekit_lite.suites.clip.sources import known_source, located
 from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Split, Task, Which, checked_split
 from mergekit_lite.workers import side_by_side
-
-if TYPE_CHECKING:  # optional, and takes seconds to import
-    import datasets
 
 TRAIN_IMAGES = 5000
 """Training images that are kept per task, drawn without replacement with a fixed seed. Calibration takes some hundreds
@@ -70,7 +66,7 @@ class Decoded:
     """What is known of a finished cache: written last, it stands for images and labels.
 
     Attributes:
-        name: of the file of images: of which task, split, size and content of the hub they are.
+        name: of the file of images: of which task, split, size, crop and content of the hub they are.
         commit: of the data set.
         rows, side: number of images and their height and width in pixels.
         chunks: SHA-256 of each chunk of CHUNK images, in order.
@@ -92,7 +88,7 @@ class Decoded:
         return content_hash([self.chunks, self.labels])
 
 
-def decoded_split(task: HubTask, which: Which, side: int, *, workers: int = 1) -> Split:
+def decoded_split(task: HubTask, which: Which, side: int, *, crop: Crop = "transformers", workers: int = 1) -> Split:
     """Return images (N, 3, side, side) uint8, memory-mapped, and labels (N,) of a split; decoded at first use.
 
     Test images keep the data set's order; the training images are the first TRAIN_IMAGES of a fixed shuffle. All that
@@ -103,18 +99,19 @@ def decoded_split(task: HubTask, which: Which, side: int, *, workers: int = 1) -
         task: of the benchmark.
         which: "train" or "test".
         side: height and width in pixels.
+        crop: whose cut of the middle it is: FusionBench's, like the experts of the hub, if nothing else is said.
         workers: processes that decode.
 
     Raises:
         KitError: no room, no connection, data that do not fit the class names, or an image that cannot be decoded.
     """
-    images = _images_path(task, which, side)
+    images = _images_path(task, which, side, crop)
     if not _intact(images):  # read without a lock: a cache that can only be read serves too
         with locked(images):
             if not _intact(images):
                 try:
                     _keep_what_is_right(images)
-                    _decode(task, which, side, images, workers)
+                    _decode(task, which, side, crop, images, workers)
                 except OSError as error:
                     raise KitError(
                         f"Task '{task.name}': images cannot be kept in {images.parent} ({error.strerror or error}). "
@@ -125,7 +122,7 @@ def decoded_split(task: HubTask, which: Which, side: int, *, workers: int = 1) -
     return checked_split(entry, side, pixels, labels)
 
 
-def fingerprint(task: HubTask, which: Which, side: int) -> str:
+def fingerprint(task: HubTask, which: Which, side: int, crop: Crop = "transformers") -> str:
     """Return a hash of all that the images depend on: the files by the hashes that the hub lists, and what is done.
 
     If they are not known yet the hub is asked for them, but no image is downloaded. The commit is left out, since a new
@@ -138,7 +135,8 @@ def fingerprint(task: HubTask, which: Which, side: int) -> str:
     drawn = [train_images(), "RandomState(0)"] if which == "train" else None
     columns = [task.image_column, task.label_column]
     files = [file.digest for file in source.files]
-    return content_hash([source.dataset, task.config, source.split, files, columns, side, drawn, _pixels_hash()])
+    pixels = [side, crop, _pixels_hash()]
+    return content_hash([source.dataset, task.config, source.split, files, columns, drawn, pixels])
 
 
 @cache
@@ -146,19 +144,26 @@ def _pixels_hash() -> str:
     return code_of(preprocessing, Preprocessing)
 
 
-def known(task: HubTask, which: Which, side: int) -> Decoded | None:
+def known(task: HubTask, which: Which, side: int, crop: Crop = "transformers") -> Decoded | None:
     """Return what is known of a split's cache if it is complete, else None. Asks nobody and reads no image."""
     if known_source(task, which) is None:
         return None
-    images = _images_path(task, which, side)
+    images = _images_path(task, which, side, crop)
     return _facts(images) if images.exists() else None
 
 
 def sizes(task: HubTask) -> tuple[int, int]:
-    """Return how many training images are kept and how many test images there are."""
+    """Return how many training images are kept and how many test images there are, as published."""
     source = known_source(task, "train")
     train = source.rows if source and source.rows else TRAIN_SIZES[task.name]
     return min(train, train_images() or train), task.test_images
+
+
+def counted(task: HubTask, side: int, crop: Crop = "transformers") -> tuple[int, int]:
+    """Return the same two numbers, counted in what was decoded; as published for what was not."""
+    train, test = (known(task, which, side, crop) for which in ("train", "test"))
+    published = sizes(task)
+    return train.rows if train else published[0], test.rows if test else published[1]
 
 
 def train_images() -> int:
@@ -178,8 +183,8 @@ def predicted_bytes(task: HubTask, which: Which, side: int) -> int:
     return sizes(task)[which == "test"] * (3 * side * side + 8)
 
 
-def _images_path(task: HubTask, which: Which, side: int) -> Path:
-    name = f"{task.name}-{which}-{side}-{fingerprint(task, which, side)}"
+def _images_path(task: HubTask, which: Which, side: int, crop: Crop) -> Path:
+    name = f"{task.name}-{which}-{side}-{fingerprint(task, which, side, crop)}"
     return cache_dir("images", "clip") / f"{name}.images.npy"
 
 
@@ -260,7 +265,7 @@ def _chunk_hashes(path: Path, chunks: Sequence[int]) -> list[str]:
     return [hashlib.sha256(array[n * CHUNK : (n + 1) * CHUNK].data).hexdigest() for n in chunks]
 
 
-def _decode(task: HubTask, which: Which, side: int, images: Path, workers: int) -> None:
+def _decode(task: HubTask, which: Which, side: int, crop: Crop, images: Path, workers: int) -> None:
     part = _part_path(images)
     begun = part.stat().st_size if part.exists() else 0
     check_room(images.parent, predicted_bytes(task, which, side) - begun, f"the images of '{task.name}', {which}")
@@ -271,7 +276,8 @@ def _decode(task: HubTask, which: Which, side: int, images: Path, workers: int) 
         order = np.random.RandomState(0).permutation(len(dataset))[: train_images() or None]
     elif len(dataset) != task.test_images:
         print(f"{task.name}: {len(dataset)} test images, not {task.test_images} as in FusionBench.", flush=True)
-    hashes = _fill(task, which, side, dataset, order, images, workers)
+    work = Work(task.name, dataset, order, part, preprocessing(side, crop))
+    hashes = _fill(work, f"{task.name}, {which}", (len(order), 3, side, side), _ledger_path(images), workers)
     with written_whole(_labels_path(images)) as temporary, temporary.open("wb") as stream:
         np.save(stream, label_numbers(dataset, task)[order])
     source = located(task, which)
@@ -294,29 +300,20 @@ def _decode(task: HubTask, which: Which, side: int, images: Path, workers: int) 
     shutil.rmtree(arrow, ignore_errors=True)  # the library's own copy is not needed any more
 
 
-def _fill(
-    task: HubTask,
-    which: Which,
-    side: int,
-    dataset: "datasets.Dataset",
-    order: NDArray[np.int64],
-    images: Path,
-    workers: int,
-) -> list[str]:
+def _fill(work: Work, what: str, shape: tuple[int, int, int, int], ledger: Path, workers: int) -> list[str]:
     """Decode the chunks that are not there yet into the unfinished file, and return the hashes of all."""
-    part, ledger = _part_path(images), _ledger_path(images)
-    shape = (len(order), 3, side, side)
+    part, total = work.part, shape[0]
     if _mapped(part, shape) is None:
         cleared(ledger)
         cleared(part)
+        # No page is touched here, nor later: what the disk has no room for is noticed where it is written.
         open_memmap(part, mode="w+", dtype=np.uint8, shape=shape).flush()
-    spans = {n: (n * CHUNK, min((n + 1) * CHUNK, len(order))) for n in range(-(-len(order) // CHUNK))}
+    spans = {n: (n * CHUNK, min((n + 1) * CHUNK, total)) for n in range(-(-total // CHUNK))}
     noted = _noted(ledger)
     hashes = {n: noted[str(n)] for n in spans if str(n) in noted and _chunk_hashes(part, [n]) == [noted[str(n)]]}
     missing = {span: n for n, span in spans.items() if n not in hashes}
     begun = said = time.monotonic()
-    done = len(order) - sum(stop - start for start, stop in missing)
-    work = Work(task.name, dataset, order, part, preprocessing(side))
+    done = total - sum(stop - start for start, stop in missing)
     with ledger.open("a") as book:
         for span, outcome in side_by_side(partial(handed_over, work), decode_rows, list(missing), workers):
             n = missing[span]
@@ -324,9 +321,9 @@ def _fill(
             book.write(f"{n} {hashes[n]}\n")
             book.flush()
             done += span[1] - span[0]
-            if done == len(order) or time.monotonic() - said > QUIET:
+            if done == total or time.monotonic() - said > QUIET:
                 said = time.monotonic()
-                print(f"{task.name}, {which}: {done} of {len(order)} images, {said - begun:.0f} s", flush=True)
+                print(f"{what}: {done} of {total} images, {said - begun:.0f} s", flush=True)
     return [hashes[n] for n in sorted(hashes)]
 
 

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from mergekit_lite.cache import check_writable, content_hash, sweep_dead, written_whole
 from mergekit_lite.errors import KitError, shown
 from mergekit_lite.suites.clip.benchmark import MODELS
+from mergekit_lite.suites.clip.clip_suite import computes_in_bfloat16
 from mergekit_lite.suites.clip.transformers_format import to_transformers
 from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.suites.suite import Suite
@@ -89,7 +90,7 @@ def make_expert(
         labels = torch.from_numpy(split.labels[rows]).to(suite.device)
         optimiser.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
         with torch.enable_grad():
-            with torch.autocast(suite.device.type, torch.bfloat16, enabled=suite.device.type == "cuda"):
+            with torch.autocast(suite.device.type, torch.bfloat16, enabled=computes_in_bfloat16(suite.device)):
                 features = suite.encode(weights, images)
             logits = features.to(head.dtype) @ head.T
             loss = cross_entropy(logits, labels)

@@ -1,11 +1,11 @@
-"""From an encoded image to pixels as open_clip's models take them, and chunks of them into their place of a file."""
+"""From an encoded image to pixels as a CLIP takes them, and chunks of them into their place of a file."""
 
 import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,28 @@ if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets
 
 
+Crop = Literal["transformers", "open_clip"]
+"""Whose cut of the middle it is. Both scale alike, until the shorter side fits, and then cut as much off either end of
+the longer side. Where that is an odd number of pixels, transformers' processor, with which FusionBench's experts were
+tuned and tested, rounds the first margin down. open_clip, used for the experts of the task-vectors authors, rounds to
+the even number: of 111 pixels (a picture of 640 x 427) the one takes 55 off the left, the other one 56."""
+
+
+@dataclass(frozen=True)
+class FlooredCrop:
+    """Cuts the middle out of an image whose sides are `side` pixels or more; an odd margin is rounded down."""
+
+    side: int
+
+    def __call__(self, image: Any) -> Any:
+        """Return the middle (side, side) of a PIL image."""
+        left, top = ((length - self.side) // 2 for length in image.size)
+        return image.crop((left, top, left + self.side, top + self.side))
+
+
 @dataclass(frozen=True)
 class Preprocessing:
-    """What turns a PIL image into (3, side, side) uint8; `steps` are open_clip's, which scale and cut."""
+    """What turns a PIL image into (3, side, side) uint8; `steps` scale and cut."""
 
     steps: tuple[Callable[[Any], Any], ...]
 
@@ -31,11 +50,13 @@ class Preprocessing:
         return np.asarray(image).transpose(2, 0, 1)
 
 
-def preprocessing(side: int) -> Preprocessing:
+def preprocessing(side: int, crop: Crop) -> Preprocessing:
     """Return open_clip's preprocessing without its end: division by 255 and normalisation happen on the device.
 
     The image is made RGB first, as FusionBench does: open_clip would scale a palette by its nearest entries and convert
-    then. For RGB and grey images it is the same.
+    then. For RGB and grey images it is the same. With the crop of transformers, the pixels are those of its
+    `CLIPImageProcessor` that works with PIL, the one that FusionBench gets from every transformers 4; the one that
+    works with tensors, the default of transformers 5, scales a little differently.
 
     Raises:
         KitError: this version of open_clip does something else.
@@ -49,7 +70,8 @@ def preprocessing(side: int) -> Preprocessing:
             f"open_clip's preprocessing is not the one that is known here, but {', '.join(names)}. "
             f"Install open_clip_torch 3.2 or 3.3."
         )
-    return Preprocessing(tuple(steps[:2]))
+    scale, cut = steps[:2]
+    return Preprocessing((scale, cut if crop == "open_clip" else FlooredCrop(side)))
 
 
 @dataclass
