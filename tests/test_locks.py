@@ -299,3 +299,25 @@ def test_a_base_of_neither_format_is_said(hub: LoopbackHub) -> None:
     for call in (weights.downloaded, weights.source):
         with pytest.raises(KitError, match=rf"{repo}/{name} could not be fetched: the repository has no such file"):
             call(repo, name)
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("harmed"),)
+
+
+@pytest.mark.parametrize("content", [{"visual.proj": Harmful()}, {"visual.proj": 1}, {}, 3], ids=type)
+def test_a_pickle_of_something_else_is_said_and_nothing_in_it_runs(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: object
+) -> None:
+    import torch
+
+    from mergekit_lite.suites.clip import ClipSuite
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "base.bin")
+    repo, _ = benchmark.base_file(MODELS[SUITE])
+    hub.put("model", repo, {"open_clip_pytorch_model.bin": (tmp_path / "base.bin").read_bytes()})
+    with pytest.raises(KitError, match=r"open_clip_pytorch_model.bin does not hold the weights of ViT-B-32-quickgelu"):
+        ClipSuite(MODELS[SUITE], torch.device("cpu"))
+    assert not (tmp_path / "harmed").exists()
