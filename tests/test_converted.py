@@ -23,6 +23,7 @@ from mergekit_lite.suites.clip import ClipSuite, converted
 from mergekit_lite.suites.clip.benchmark import MODELS
 from mergekit_lite.suites.clip.converted import ConvertedSuite, place
 from mergekit_lite.suites.clip.encoder_layout import layout
+from mergekit_lite.suites.corruptions import corrupted
 from mergekit_lite.weight_files import LazyWeights
 
 
@@ -99,6 +100,20 @@ def test_a_key_changes_with_the_converted_file(family: Mapping[str, Mapping[str,
     after = oc8().fingerprint(TASKS, ["mnist"])
     assert {name for name in before if before[name] != after[name]} == {"experts"}
     assert before["experts"]["mnist"] == after["experts"]["mnist"]
+
+
+def test_images_that_were_corrupted_serve_other_models_and_families_too(
+    suite: ClipSuite, family: Mapping[str, Mapping[str, Tensor]], cache: Path
+) -> None:
+    pairs = [
+        (suite, ClipSuite(replace(TINY, name="clip-other"), suite.device)),
+        (oc8(), ConvertedSuite(TINY, "OC-20", suite.device)),  # whose clean images are cut in another way
+    ]
+    for number, pair in enumerate(pairs, start=1):
+        first, second = (corrupted(one, "contrast").split(TASKS[0], "test").images for one in pair)
+        assert (first == second).all()
+        assert len(list((cache / "images" / "clip").glob("*contrast*.npy"))) == number
+    assert len(list(cache.rglob("*contrast*.npy"))) == number
 
 
 def test_the_family_stands_behind_the_name_of_the_suite(
