@@ -1,7 +1,8 @@
 """A small hub on the loopback device: what huggingface_hub and datasets ask of the real one, and faults on demand.
 
 Repositories are dictionaries from path to content; every `put` is a new commit, and `main` is the last one. Large
-files are handed out as the real hub does: a redirect that announces the SHA-256, then the content, in ranges if asked.
+files are handed out as the real hub does: a redirect to another server that announces the SHA-256, then the content
+from there, in ranges if asked.
 A repository that was moved answers under its old name with a redirect to the new one.
 """
 
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 Kind = Literal["model", "dataset"]
-LARGE = (".parquet", ".safetensors", ".tar", ".bin")
+LARGE = (".parquet", ".safetensors", ".tar", ".bin", ".pt")
 
 
 @dataclass
@@ -40,6 +41,8 @@ class LoopbackHub:
     """The hub's content, its faults, and what was asked of it: (method, path, range) in order."""
 
     endpoint: str = ""
+    store: str = ""
+    """Address of the other server, which hands out the large files."""
     repositories: dict[tuple[Kind, str], dict[str, dict[str, bytes]]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -95,13 +98,19 @@ def loopback_hub() -> Iterator[LoopbackHub]:
         pass
 
     Handler.hub = hub
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with _served(Handler) as hub.endpoint, _served(Handler) as hub.store:
+        yield hub
+
+
+@contextmanager
+def _served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve on a free port of this machine, and yield the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.05), daemon=True)
     thread.start()
     try:
-        yield hub
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -233,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         content, etag = files[name], f'"{digest(name, files[name])}"'
         headers = {"X-Repo-Commit": commit, "ETag": etag, "Accept-Ranges": "bytes"}
         if name.endswith(LARGE) and not elsewhere:
-            location = f"{self.hub.endpoint}/cdn/{address}/resolve/{commit}/{name}"
+            location = f"{self.hub.store}/cdn/{address}/resolve/{commit}/{name}"
             size = self.hub.sizes.get(name, len(content))
             linked = {"X-Linked-Etag": etag, "X-Linked-Size": str(size), "Location": location}
             self._say(302, {}, headers | linked)

@@ -106,7 +106,7 @@ for record in study.run(suite, cells, workers=1):
     print(record.cell.method, json.dumps(record.accuracy))
 """
     said = script({**environment, "HF_HUB_OFFLINE": "1"}, code)
-    assert "refused: 3 of 3 experts of CLIP ViT-B/32 are more than 0.5 points away" in said
+    assert "refused: The base of CLIP ViT-B/32 is on 2 of 2 tasks, without any training, more than 3 points" in said
     for method in ("pretrained", "task_arithmetic", "individual"):
         assert f'{method} {{"eurosat": ' in said
     assert hub.asked == []

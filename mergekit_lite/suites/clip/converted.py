@@ -56,7 +56,7 @@ class ConvertedSuite(ClipSuite):
     @property
     def loader(self) -> Callable[[], Suite]:
         """Return a picklable function that makes this suite again."""
-        return partial(ConvertedSuite, self.model, self.family, self.device)
+        return partial(type(self), self.model, self.family, self.device)
 
     def expert(self, task: str) -> Mapping[str, Tensor]:
         """Return the expert of `task`, read from its file tensor by tensor.
@@ -104,12 +104,10 @@ class ConvertedSuite(ClipSuite):
         Raises:
             KitError: it is not there, damaged, or of another family or task than its place says.
         """
-        path = self.expert_path(task)
-        command = f"mergekit-lite convert FILE.pt --suite {self.model.name} --task {task} --family {self.family}"
+        path, again = self.expert_path(task), f"Delete it and {self._anew(task)}"
         if not path.exists():
             missing = f"There is no {self.family} expert of '{task}' for {self.model.title}"
-            raise KitError(f"{missing}. Convert its checkpoint: {command}")
-        again = f"Delete it and convert the checkpoint again: {command}"
+            raise KitError(f"{missing}. Convert its checkpoint: {self._command(task)}")
         try:
             expert = LazyWeights(path, self.device)
         except KitError as error:
@@ -125,6 +123,13 @@ class ConvertedSuite(ClipSuite):
         if _hash_of(path, written(path)) != facts["weights"]:
             raise KitError(f"{path} is damaged: its numbers are not those that were converted. {again}")
         return expert
+
+    def _command(self, task: str) -> str:
+        return f"mergekit-lite convert FILE.pt --suite {self.model.name} --task {task} --family {self.family}"
+
+    def _anew(self, task: str) -> str:
+        """Return how to come by the expert of `task` once more, for errors."""
+        return f"convert the checkpoint again: {self._command(task)}"
 
 
 @cache
