@@ -81,7 +81,8 @@ def _reason(error: BaseException) -> tuple[str, str]:
     """Return what went wrong and what to do, neither with a full stop."""
     answer, errors = response(error), list(chain(error))
     status = None if answer is None else answer.status_code
-    numbers = {one.errno for one in errors if isinstance(one, OSError)}
+    insecure = next((one for one in errors if isinstance(one, ssl.SSLError)), None)  # an OSError with numbers of its own
+    numbers = {one.errno for one in errors if isinstance(one, OSError) and not isinstance(one, ssl.SSLError)}
     words = " ".join(str(one) for one in errors)
     fetch = "run `mergekit-lite fetch SUITE`"
 
@@ -123,9 +124,8 @@ def _reason(error: BaseException) -> tuple[str, str]:
     if "TooManyRedirects" in [type(one).__name__ for one in errors]:  # httpx and requests have one each
         then = f"Set HF_ENDPOINT to another mirror, or unset it, and look at the proxy, if there is one; then {fetch}"
         return f"{constants.ENDPOINT} sends the request on and on, and never to an answer", then
-    if raised(ssl.SSLError) or "[SSL:" in words:
-        told = next((one for one in errors if isinstance(one, ssl.SSLError)), error)
-        reason = f"the secure connection to {constants.ENDPOINT} failed ({spelt(told)})"
+    if insecure or "[SSL:" in words:
+        reason = f"the secure connection to {constants.ENDPOINT} failed ({spelt(insecure or error)})"
         then = (
             f"Look at this machine's clock (it says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC), since certificates are "
             "valid for a time only, and at the proxy: if it signs for other servers itself, set SSL_CERT_FILE to its "
