@@ -24,6 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mergekit_lite import cache as cache_module
 from mergekit_lite import study
 from mergekit_lite.cache import intact
 from mergekit_lite.errors import KitError
@@ -545,16 +546,24 @@ def test_a_study_corrupts_before_its_cells_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before: list[list[str]] = []
+    read: list[str] = []
     real: Callable[..., Any] = computing.compute
+    digest = cache_module.file_digest
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return digest(path)
 
     def watched(*given: Any) -> Any:
         before.append(kept(cache))
+        monkeypatch.setattr(cache_module, "file_digest", noted)
         return real(*given)
 
     monkeypatch.setattr(grid, "compute", watched)
     study.run(suite, list(grid_of), workers=1, folder=tmp_path / "records")
     assert [name.partition("-")[0] for name in before[0]] == list(tasks)
-    assert kept(cache) == before[0]  # and nothing was made that no cell looks at, nor inside of one
+    assert kept(cache) == before[0]  # nothing was made that no cell looks at, nor inside of one
+    assert read == []  # and nothing was read there to see that it is whole
 
 
 def test_images_that_change_with_the_experts_are_each_made_ahead(cache: Path, tmp_path: Path) -> None:

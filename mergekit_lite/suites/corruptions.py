@@ -195,8 +195,9 @@ def _make_missing(wanted: Sequence[tuple["_Corrupted", str]], workers: int) -> N
         room[path.parent] += view.clean(task).images.nbytes
     for folder, size in room.items():
         check_room(folder, size, f"{len(missing)} splits of corrupted images")
-    for view, task in missing.values():
+    for path, (view, task) in missing.items():
         view.make(task, workers)
+        intact(path)  # what this process has read whole once, no cell of it reads again
 
 
 class _Corrupted:
