@@ -31,7 +31,7 @@ from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, load_suite, scoring
 from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, hub, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
-from mergekit_lite.suites.clip.prints import prints
+from mergekit_lite.suites.clip.prints import Row, prints
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
 from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.weight_files import LazyWeights, write
@@ -264,12 +264,12 @@ def test_the_nearer_of_two_prints_counts_and_both_are_shown() -> None:
 
 def test_what_was_printed_is_there_for_every_model_and_task() -> None:
     for model in MODELS.values():
-        for weights, column in (("base", "pretrained"), ("expert", "finetuned")):
-            printed = prints(model.key, weights)
+        for row, column in (("Pre-trained", "pretrained"), ("Fine-tuned", "finetuned")):
+            printed = prints(model.key, cast(Row, row))
             for number, (task, entry) in enumerate(hub_tasks().items()):
                 assert list(printed[task]) == ["twenty tasks", "eight tasks"][: 2 if number < 8 else 1]
                 assert float(printed[task]["twenty tasks"]) == entry.accuracy[model.key][column]
-    assert dict(prints("b32", "expert")["sun397"]) == {"twenty tasks": "74.86", "eight tasks": "75.0"}
+    assert dict(prints("b32", "Fine-tuned")["sun397"]) == {"twenty tasks": "74.86", "eight tasks": "75.0"}
 
 
 def test_a_damaged_answer_of_the_check_is_measured_again(

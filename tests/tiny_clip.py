@@ -69,11 +69,10 @@ def suite(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cache: Path) 
 def promise(patch: pytest.MonkeyPatch, suite: ClipSuite, base: float = 0.0, **experts: float) -> None:
     """Let FusionBench have printed what base and experts of TASKS reach here, and for some so many points more."""
     reached = {
-        "base": {task: accuracy(suite, suite.base, task) + base for task in TASKS},
-        "expert": {task: accuracy(suite, suite.experts[task], task) + experts.get(task, 0.0) for task in TASKS},
+        "Pre-trained": {task: accuracy(suite, suite.base, task) + base for task in TASKS},
+        suite.printed: {task: accuracy(suite, suite.experts[task], task) + experts.get(task, 0.0) for task in TASKS},
     }
     printed = {
-        weights: {task: {"twenty tasks": f"{percent:.2f}"} for task, percent in of.items()}
-        for weights, of in reached.items()
+        row: {task: {"twenty tasks": f"{percent:.2f}"} for task, percent in of.items()} for row, of in reached.items()
     }
-    patch.setattr(check, "prints", lambda model, weights: printed[weights])
+    patch.setattr(check, "prints", lambda model, row: printed[row])

@@ -115,6 +115,30 @@ def tuned(record: "Record", tried: Mapping[float, "Record"], images: int) -> "Re
     return record.model_copy(update=changes)
 
 
+def joint(record: "Record") -> "Record":
+    """Return the record of FusionBench's multi-task checkpoint as a row of multi-task training, which says whose it is.
+
+    How many images and labels it was shown is not known; 0 stands for that.
+
+    Args:
+        record: of the method `individual` on a suite ``...@FB-multi-task``.
+
+    Raises:
+        KitError: it is of another suite or method.
+    """
+    if not record.suite.endswith("@FB-multi-task") or record.cell.method != "individual":
+        raise KitError(
+            f"The record of {record.title} on {record.suite} is not that of a multi-task checkpoint. Ask for the "
+            "method `individual` on all eight tasks of the suite `clip-vit-b-32@FB-multi-task`."
+        )
+    changes = {
+        "title": "Multi-task training (FusionBench's checkpoint)",
+        "access": "labelled train, by FusionBench",
+        "cell": record.cell.model_copy(update={"method": "multi_task_training"}),
+    }
+    return record.model_copy(update=changes)
+
+
 def transfer(records: Iterable["Record"], zero_shot: "Record") -> pd.DataFrame:
     """Return the accuracy of single experts (rows) minus that of the pre-trained model, in points, one column per task.
 

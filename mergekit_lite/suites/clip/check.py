@@ -19,7 +19,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites import scoring
 from mergekit_lite.suites.clip import sources
-from mergekit_lite.suites.clip.prints import prints
+from mergekit_lite.suites.clip.prints import Row, prints
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.clip.clip_suite import ClipSuite
@@ -193,7 +193,8 @@ def _row(
 
 
 def _published(suite: "ClipSuite", weights: Weights, task: str) -> tuple[tuple[str, str], ...]:
-    return tuple(prints(suite.model.key, weights)[task].items())
+    row: Row = "Pre-trained" if weights == "base" else suite.printed
+    return tuple(prints(suite.model.key, row)[task].items())
 
 
 def _kept(suite: "ClipSuite", task: str, name: str, measure: Callable[[], float]) -> float:

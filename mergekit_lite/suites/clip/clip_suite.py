@@ -14,8 +14,9 @@ from torch.nn.functional import normalize
 from mergekit_lite.cache import content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import check, decoded, hub
-from mergekit_lite.suites.clip.benchmark import ClipModel, base_file, expert_file, hub_tasks
+from mergekit_lite.suites.clip.benchmark import ClipModel, HubTask, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.pixels import Crop
+from mergekit_lite.suites.clip.prints import Row
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights
 from mergekit_lite.suites.suite import Lazy, Split, Suite, Task, Which
 from mergekit_lite.workers import cores
@@ -43,15 +44,17 @@ class ClipSuite(Suite):
         entries: task -> where its images and experts lie on the hub.
         crop: whose cut of the images' middle it is: that of whoever tuned the experts, here FusionBench with
             transformers.
+        printed: which row of FusionBench's tables the experts are checked against.
     """
 
     crop: Crop = "transformers"
+    printed: Row = "Fine-tuned"
 
     def __init__(self, model: ClipModel, device: torch.device) -> None:
         """Build the model with the base weights of `model`, which are fetched if they are not there."""
         import open_clip  # takes seconds, which who only converts or asks for sizes need not wait for
 
-        self.model, self.entries = model, hub_tasks()
+        self.model, self.entries = model, self._entries(model)
         tasks = [Task(one.name, one.title, one.title, one.classnames, one.templates) for one in self.entries.values()]
         path = self.base_path()
         try:  # a pickle, if it is one, is read with `weights_only`
@@ -65,6 +68,10 @@ class ClipSuite(Suite):
         self._side = int(clip.visual.image_size[0])
         self._half = computes_in_bfloat16(device)
         self._said: dict[str, int] = {}  # how many test images `sizes` said that a task has
+
+    @staticmethod
+    def _entries(model: ClipModel) -> Mapping[str, HubTask]:
+        return hub_tasks()
 
     @property
     def loader(self) -> Callable[[], Suite]:
