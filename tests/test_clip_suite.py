@@ -31,7 +31,7 @@ from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, load_suite, scoring
 from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, hub, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
-from mergekit_lite.suites.clip.prints import Row, prints
+from mergekit_lite.suites.clip.printed import Row, prints
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
 from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.weight_files import LazyWeights, write

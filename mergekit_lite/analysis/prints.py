@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mergekit_lite.analysis.published import accuracies, by_task
-from mergekit_lite.suites.clip.prints import TABLES
+from mergekit_lite.suites.clip.printed import TABLES
 
 if TYPE_CHECKING:
     from mergekit_lite.study.records import Record

@@ -19,7 +19,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites import scoring
 from mergekit_lite.suites.clip import sources
-from mergekit_lite.suites.clip.prints import Row, prints
+from mergekit_lite.suites.clip.printed import Row, prints
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.clip.clip_suite import ClipSuite

@@ -16,7 +16,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import check, decoded, hub
 from mergekit_lite.suites.clip.benchmark import ClipModel, HubTask, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.pixels import Crop
-from mergekit_lite.suites.clip.prints import Row
+from mergekit_lite.suites.clip.printed import Row
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights
 from mergekit_lite.suites.suite import Lazy, Split, Suite, Task, Which
 from mergekit_lite.workers import cores

@@ -9,7 +9,7 @@ import torch
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, HubTask, Key, hub_tasks
 from mergekit_lite.suites.clip.clip_suite import ClipSuite
-from mergekit_lite.suites.clip.prints import Row
+from mergekit_lite.suites.clip.printed import Row
 from mergekit_lite.suites.suite import PREFIXES, Suite
 
 FAMILY = "FB-multi-task"
