@@ -1,18 +1,14 @@
-"""A hub, a network or a disk that behaves badly: each ends in words, nothing half-written stays, the next run goes on."""
+"""A hub, a network or a disk that behaves badly: each ends in words, nothing is half-written, the next run goes on."""
 
 import errno
 import io
 import json
 import os
 import re
-import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from email.utils import format_datetime
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -21,10 +17,11 @@ from loopback_data import CONFIG, connect, put_data, put_models
 from loopback_hub import LoopbackHub, loopback_hub
 from rich.console import Console
 
+from mergekit_lite.cache import file_digest, intact
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import fetch as fetching
 from mergekit_lite.suites.clip import hub as weights
-from mergekit_lite.suites.clip import locks, pins, sources, trouble
+from mergekit_lite.suites.clip import locks, pins, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, hub_tasks
 
 pytest.importorskip("datasets")
@@ -96,38 +93,6 @@ def test_a_limit_that_never_ends_is_said_in_the_end(
     assert str(told.value).count("the hub's limit of requests is reached (429). Wait some minutes") == 2
     assert pauses
     goes_on(hub, tmp_path)
-
-
-@pytest.mark.parametrize("off", [timedelta(days=-1), timedelta(0), timedelta(days=1)], ids=str)
-def test_a_date_to_wait_for_is_read_by_the_hubs_clock(monkeypatch: pytest.MonkeyPatch, off: timedelta) -> None:
-    """Whether this machine's clock is right or off by a day, 90 seconds are 90 seconds."""
-    there = datetime.now(UTC).replace(microsecond=0) + off
-    headers = {"Date": format_datetime(there, usegmt=True)}
-    waited = []
-    monkeypatch.setattr(trouble.time, "sleep", waited.append)
-
-    def asked_to_wait(value: str) -> float:
-        busy = RuntimeError("busy")
-        busy.response = SimpleNamespace(status_code=429, headers={**headers, "Retry-After": value})  # type: ignore[attr-defined]
-        outcomes: list[Exception | str] = [busy, "done"]
-
-        def call() -> str:
-            outcome = outcomes.pop(0)
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
-
-        assert trouble.retried(call) == "done"
-        return float(waited.pop())
-
-    assert asked_to_wait(format_datetime(there + timedelta(seconds=90), usegmt=True)) == 90
-    assert asked_to_wait(format_datetime(there - timedelta(seconds=90), usegmt=True)) == 2, "it is over already"
-    assert asked_to_wait(format_datetime(there + timedelta(days=400), usegmt=True)) == trouble.LONGEST
-    assert asked_to_wait("Wed, 21 Oct 2015 07:28:00 -0000") == 2, "without a time zone it cannot be compared"
-    assert asked_to_wait("soon") == asked_to_wait("") == asked_to_wait("-5") == asked_to_wait("²") == 2
-    assert asked_to_wait(" 40 ") == 40
-    del headers["Date"]
-    assert asked_to_wait(format_datetime(there + timedelta(seconds=90), usegmt=True)) == 2
 
 
 # Repositories that are closed, gone or elsewhere.
@@ -245,13 +210,6 @@ def test_a_server_without_tls_is_said_as_such(hub: LoopbackHub, monkeypatch: pyt
             call()
 
 
-def test_a_certificate_of_another_day_is_said() -> None:
-    error = ssl.SSLCertVerificationError("certificate verify failed: certificate is not yet valid")
-    told = str(trouble.explained(error, "the file"))
-    assert "certificate is not yet valid" in told
-    assert "valid for a time only" in told
-
-
 # The disk.
 
 
@@ -314,7 +272,7 @@ def test_offline_with_half_a_fetch_what_lacks_is_said_and_online_it_goes_on(
     with pytest.raises(KitError, match=r"2 of 3 could not be fetched") as told:
         fetch()
     assert hub.asked == []
-    assert re.search(rf"weights: mnist: {EXPERT}/{NAME} .* \(HF_HUB_OFFLINE is set\)\. Unset HF_HUB_OFFLINE", str(told.value))
+    assert re.search(rf"weights: mnist: {EXPERT}/{NAME} .* \(HF_HUB_OFFLINE is set\)\. Unset", str(told.value))
     assert re.search(r"test images: mnist: .* \(HF_HUB_OFFLINE is set\)\.", str(told.value))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     goes_on(hub, tmp_path)
@@ -351,7 +309,7 @@ def test_two_fetches_at_once_on_one_cache_both_end_well(hub: LoopbackHub, tmp_pa
         assert "All is there." in said
     assert half_written(tmp_path) == []
     assert len(downloads(hub)) == len(set(downloads(hub))) == 4, "each file once"
-    hub.asked.clear()
-    last = begun()
-    assert "0.00 GB to download" in last.communicate(timeout=300)[0]
-    assert hub.asked == []
+    large = [path for path in (tmp_path / "hf").rglob("blobs/*") if len(path.name) == 64]
+    assert len(large) == 4
+    assert all(file_digest(path) == path.name for path in large)
+    assert all(intact(path.with_suffix("")) for path in (tmp_path / "kit" / "sources").rglob("*.json.sha256"))

@@ -81,7 +81,8 @@ def _reason(error: BaseException) -> tuple[str, str]:
     """Return what went wrong and what to do, neither with a full stop."""
     answer, errors = response(error), list(chain(error))
     status = None if answer is None else answer.status_code
-    insecure = next((one for one in errors if isinstance(one, ssl.SSLError)), None)  # an OSError with numbers of its own
+    # Errors of TLS count as those of the system, but their numbers mean something else.
+    insecure = next((one for one in errors if isinstance(one, ssl.SSLError)), None)
     numbers = {one.errno for one in errors if isinstance(one, OSError) and not isinstance(one, ssl.SSLError)}
     words = " ".join(str(one) for one in errors)
     fetch = "run `mergekit-lite fetch SUITE`"
