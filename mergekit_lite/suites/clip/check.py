@@ -288,6 +288,6 @@ def _files(suite: "ClipSuite", weights: Weights, task: str) -> list[Path]:
 def _remedy(suite: "ClipSuite", paths: Sequence[Path]) -> list[str]:
     return [
         f"To use them as they are, set {VARIABLE}=1. `suite.sources(tasks)` names what was used. To have all as the "
-        f"hub has it now, run `mergekit-lite fetch {suite.name}` after deleting these files:",
+        f"hub has it now, run `mergekit-lite fetch {suite.model.name}` after deleting these files:",
         *(f"  {path}" for path in dict.fromkeys(path.resolve() for path in paths)),
     ]
