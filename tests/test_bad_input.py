@@ -110,6 +110,7 @@ PLACES = {
     "device": ("finetune", "miniature", "digits", "--device", "VALUE"),
     "fetch": ("fetch", "VALUE"),
     "fetch --tasks": ("fetch", "clip-vit-b-32", "--tasks", "VALUE"),
+    "fetch --lock": ("fetch", "clip-vit-b-32", "--lock", "VALUE"),
     "convert --suite": ("convert", "file", "--suite", "VALUE", "--task", "dtd"),
     "convert --task": ("convert", "file", "--suite", "clip-vit-b-32", "--task", "VALUE"),
 }

@@ -84,7 +84,8 @@ def fetch_suite(
     if lock and dry_run:
         raise KitError("A lock file changes which commits are taken, a dry run nothing. Leave out --lock or --dry-run.")
     named = locks.read(lock, suite) if lock else None
-    tasks = tasks or (",".join(named.tasks) if named else "twenty")
+    if tasks is None:
+        tasks = ",".join(named.tasks) if named else "twenty"
     chosen = list(dict.fromkeys(chosen_tasks(tasks, tuple(hub_tasks()), "The benchmark")))
     if lock and named:
         locks.apply(named, lock, model, chosen)
