@@ -29,7 +29,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
 from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, load_suite, scoring
-from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, hub, sources
+from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, hub, pins, sources
 from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.printed import Row, prints
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
@@ -326,8 +326,8 @@ def test_a_wrong_expert_is_refused_with_the_numbers_unless_told_to_go_on(
     assert "mnist:" not in words
     _, paths = words.split("after deleting these files:\n")
     entry = hub_tasks()["eurosat"]
-    pins = [sources.place(entry, split) for split in (entry.train_split, entry.test_split)]
-    expected = [files[entry.experts["b32"]], *pins]
+    pinned = [sources.place(entry, split) for split in (entry.train_split, entry.test_split)]
+    expected = [files[entry.experts["b32"]], pins.place(entry.experts["b32"]), *pinned]
     assert paths.splitlines() == [f"  {path.resolve()}" for path in expected]
     for advice in ("the checkpoint of another task", "mergekit-lite fetch clip-tiny", f"set {check.VARIABLE}=1"):
         assert advice in words

@@ -61,7 +61,8 @@ def suite(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, cache: Path) 
     monkeypatch.setattr(hub, "source", source)
     monkeypatch.setattr(decoded, "decoded_split", split)
     monkeypatch.setattr(decoded, "fingerprint", lambda task, which, *how: f"{task.name}-{which}-{how}")
-    monkeypatch.setattr(clip_suite, "base_file", lambda model: ("nobody/base", "open_clip_model.safetensors"))
+    for module in (clip_suite, check):
+        monkeypatch.setattr(module, "base_file", lambda model: ("nobody/base", "open_clip_model.safetensors"))
     monkeypatch.delenv(check.VARIABLE, raising=False)
     return ClipSuite(TINY, torch.device("cpu"))
 

@@ -18,7 +18,8 @@ from mergekit_lite.cache import cache_dir, content_hash, ensure, sealed
 from mergekit_lite.errors import KitError
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.suites import scoring
-from mergekit_lite.suites.clip import sources
+from mergekit_lite.suites.clip import pins, sources
+from mergekit_lite.suites.clip.benchmark import base_file, expert_file
 from mergekit_lite.suites.clip.printed import Row, prints
 
 if TYPE_CHECKING:
@@ -279,10 +280,14 @@ def _count(suite: "ClipSuite", rows: Sequence[Checked], total: int) -> str:
 
 
 def _files(suite: "ClipSuite", weights: Weights, task: str) -> list[Path]:
-    """Return the file with the weights on this machine, and those that pin the data set to a state of the hub."""
+    """Return the file with the weights on this machine, and those that pin it and the data set to states of the hub."""
     entry = suite.entries[task]
-    pins = [sources.place(entry, split) for split in (entry.train_split, entry.test_split)]
-    return [suite.base_path() if weights == "base" else suite.expert_path(task), *pins]
+    path, (repo, _) = (
+        (suite.base_path(), base_file(suite.model))
+        if weights == "base"
+        else (suite.expert_path(task), expert_file(suite.model, entry))
+    )
+    return [path, pins.place(repo), *(sources.place(entry, split) for split in (entry.train_split, entry.test_split))]
 
 
 def _remedy(suite: "ClipSuite", paths: Sequence[Path]) -> list[str]:

@@ -38,7 +38,7 @@ def pinned(repo: str) -> str | None:
 
 def kept(repo: str) -> Pin | None:
     """Return what was noted of the model `repo` when it was fetched; None if it was not. Nobody is asked."""
-    path = _place(repo)
+    path = place(repo)
     return Pin(**json.loads(path.read_text(encoding="utf-8"))) if intact(path) else None
 
 
@@ -49,7 +49,7 @@ def keep(pin: Pin) -> None:
         KitError: the cache cannot be written to.
     """
     if kept(pin.repo) != pin:
-        with locked(_place(pin.repo)), sealed(_place(pin.repo)) as temporary:
+        with locked(place(pin.repo)), sealed(place(pin.repo)) as temporary:
             temporary.write_text(json.dumps(asdict(pin), indent=1), encoding="utf-8")
 
 
@@ -97,5 +97,6 @@ def name_now(repo: str) -> str:
     return now if now != repo else ""
 
 
-def _place(repo: str) -> Path:
+def place(repo: str) -> Path:
+    """Return the file that notes the commit of the model `repo`; without it the commit is chosen anew."""
     return cache_dir("sources", "clip") / f"{repo_folder_name(repo_id=repo, repo_type='model')}.json"
