@@ -21,7 +21,7 @@ help:
 	@echo 'make html     build the book only, from the notebooks that were promoted before; SOLUTIONS=0 leaves out solutions'
 	@echo 'make test     install, then lint, types and tests'
 	@echo 'make bench    speed and memory against plain implementations and peers, on the CPU (an hour)'
-	@echo 'make bench-gpu  the same for one GPU'
+	@echo 'make bench-gpu  the same for one GPU, and the tests that need one (ten minutes)'
 	@echo 'make install  set up $(VENV) only'
 	@echo 'make clean    remove the built book and the executed notebooks, but not $(VENV) nor the cache'
 
@@ -50,8 +50,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.decode_cache
 
 bench-gpu: $(INSTALLED)
-	$(BIN)/python -m benchmarks.adamerging_step --device cuda
-	$(BIN)/python -m benchmarks.adamerging_step --device cuda --pool 20 --results benchmarks/results/pool-20
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf build book/_build .mypy_cache .pytest_cache .ruff_cache

@@ -108,16 +108,27 @@ def _status(process: int | str, key: str) -> int | None:
     return 1024 * int(found[1]) if found else None
 
 
-def seconds(work: Callable[[], object], repeats: int = 1) -> float:
+def seconds(work: Callable[[], object], repeats: int = 1, device: str = "cpu") -> float:
     """Return how long one piece of work takes, the median of `repeats` times."""
-    return median(timed(work)[1] for _ in range(repeats))
+    return median(timed(work, device)[1] for _ in range(repeats))
 
 
-def timed(work: Callable[[], Outcome]) -> tuple[Outcome, float]:
-    """Return what one piece of work gives, and the seconds that it takes."""
-    begun = time.perf_counter()
+def timed(work: Callable[[], Outcome], device: str = "cpu") -> tuple[Outcome, float]:
+    """Return what one piece of work gives, and the seconds until `device` has done it."""
+    begun = clock(device)
     outcome = work()
-    return outcome, time.perf_counter() - begun
+    return outcome, clock(device) - begun
+
+
+def clock(device: str) -> float:
+    """Return the time in seconds at which `device` has done what it was asked for."""
+    wait_for(device)
+    return time.perf_counter()
+
+
+def gpu_peak(device: str) -> int | None:
+    """Return the peak of torch's memory on the GPU so far, in bytes; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else None
 
 
 def wait_for(device: str) -> None:
@@ -135,12 +146,14 @@ class Report:
         claim: what is measured, in one sentence.
         options: what it was asked for.
         device: "cpu" or "cuda".
+        variant: what tells the record from that of another run of the script; empty for the run of the table.
     """
 
     script: str
     claim: str
     options: dict[str, Any]
     device: str = "cpu"
+    variant: str = ""
     ratios: list[dict[str, Any]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -163,9 +176,8 @@ class Report:
         self.ratios.append({"what": what, "value": value, "target": target, "met": met if target else None})
 
     def write(self, folder: Path) -> Path:
-        """Write the record, named after script and hardware."""
-        hardware = self.machine["gpu"] or f"{self.machine['processor']} {self.machine['threads']} threads"
-        path = folder / f"{self.script}-{re.sub(r'[^a-z0-9]+', '-', hardware.lower()).strip('-')}.json"
+        """Write the record, named after script, variant and hardware."""
+        path = folder / f"{self.script}-{named(self.variant, hardware(self.machine))}.json"
         record = {
             "script": self.script,
             "claim": self.claim,
@@ -178,6 +190,16 @@ class Report:
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         print(f"Written to {os.path.relpath(path)}.")
         return path
+
+
+def hardware(machine: dict[str, Any]) -> str:
+    """Return the GPU of a record, or its processor and number of threads."""
+    return machine["gpu"] or f"{machine['processor']} {machine['threads']} threads"
+
+
+def named(*parts: str) -> str:
+    """Return the parts as they stand in the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
 def _main() -> None:

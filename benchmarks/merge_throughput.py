@@ -2,6 +2,8 @@
 
 Ours reads experts from files that are in the page cache and includes all checks. The others of the spectral merges are
 given ready task vectors in memory. They decompose in float32, ours in float64.
+
+On a GPU the experts come from the page cache, too, tensor by tensor; reading is then bringing them there once.
 """
 
 import contextlib
@@ -94,16 +96,16 @@ def by_matrix(combine: Callable[[list[Tensor]], Tensor], vectors: list[Weights])
 PLAIN = {"tsv_merging": plain_tsv, "iso_c": plain_iso_c, "iso_cts": plain_iso_cts}
 
 
-def other_way(method: str) -> tuple[str, Callable[[list[Weights]], Weights]]:
+def other_way(method: str, device: str) -> tuple[str, Callable[[list[Weights]], Weights]]:
     """Return FusionBench's function of task vectors where it is installed, else the plain one."""
     tsv = models.peer("method.task_singular_vector.utils.TSVM_utils")
     iso = models.peer("method.isotropic_merging.iso_utils")
     if tsv is None or iso is None:
         return "plain", lambda vectors: by_matrix(PLAIN[method], vectors)
     theirs: dict[str, Callable[[list[Weights]], Weights]] = {
-        "tsv_merging": lambda vectors: tsv.compute_and_sum_svd_mem_reduction(vectors, accelerator="cpu"),
-        "iso_c": lambda vectors: iso.iso_c(vectors, accelerator="cpu"),
-        "iso_cts": lambda vectors: iso.iso_cts(vectors, common_space_fraction=COMMON, accelerator="cpu"),
+        "tsv_merging": lambda vectors: tsv.compute_and_sum_svd_mem_reduction(vectors, accelerator=device),
+        "iso_c": lambda vectors: iso.iso_c(vectors, accelerator=device),
+        "iso_cts": lambda vectors: iso.iso_cts(vectors, common_space_fraction=COMMON, accelerator=device),
     }
     return "FusionBench", theirs[method]
 
@@ -115,17 +117,27 @@ def relative(merged: Mapping[str, Tensor], base: Weights, theirs: Weights) -> fl
     return float((gap / size) ** 0.5)
 
 
+def bring(experts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Read every tensor once, and forget it."""
+    for expert in experts.values():
+        for name in expert:
+            expert[name]
+
+
 def streaming(report: measuring.Report, place: Path, pool: int, repeats: int) -> None:
     """Time the merges that only read and add, against reading."""
-    base, experts = models.load(place, pool)
+    base, experts = models.load(place, pool, report.device)
     paths = [place / "base.safetensors", *(expert.path for expert in experts.values())]
     read_once(paths)  # now they are in the page cache
-    reading = measuring.seconds(lambda: read_once(paths), repeats)
+    if report.device == "cpu":
+        reading = measuring.seconds(lambda: read_once(paths), repeats)
+    else:
+        reading = measuring.seconds(lambda: bring(experts), repeats, report.device)
     size = sum(path.stat().st_size for path in paths)
     report.line(f"reading {size / models.GIB:.2f} GiB once", f"{reading:.3f} s")
     report.details["reading"] = {"seconds": reading, "bytes": size}
     for merge, most in STREAMING:
-        taken = measuring.seconds(partial(merge, base, experts), repeats)
+        taken = measuring.seconds(partial(merge, base, experts), repeats, report.device)
         report.details[merge.__name__] = {"seconds": taken}
         report.line(merge.__name__, f"{taken:.3f} s")
         report.ratio(f"time, {merge.__name__} / reading", taken / reading, most=most)
@@ -133,15 +145,17 @@ def streaming(report: measuring.Report, place: Path, pool: int, repeats: int) ->
 
 def spectral(report: measuring.Report, place: Path, pool: int) -> None:
     """Time the merges that decompose matrices, against other implementations."""
-    base, files = models.load(place, pool)
+    base, files = models.load(place, pool, report.device)
     experts = {name: dict(file) for name, file in files.items()}
+    torch.linalg.eigh(torch.eye(2, dtype=torch.float64, device=report.device))  # a library is loaded at its first use
+    torch.linalg.svd(torch.eye(2, device=report.device))
     vectors = [task_vector(expert, base) for expert in experts.values()]
     for merge, least in SPECTRAL:
         name = merge.__name__
-        whose, other = other_way(name)
-        merged, mine = measuring.timed(partial(merge, base, experts, scaling=1.0))
+        whose, other = other_way(name, report.device)
+        merged, mine = measuring.timed(partial(merge, base, experts, scaling=1.0), report.device)
         with contextlib.redirect_stdout(io.StringIO()):  # FusionBench prints a line a tensor
-            vector, theirs = measuring.timed(partial(other, vectors))
+            vector, theirs = measuring.timed(partial(other, vectors), report.device)
         difference = relative(merged.weights, base, vector)
         report.details[name] = {"ours": mine, whose: theirs, "difference": difference}
         report.line(name, f"ours {mine:.2f} s, {whose} {theirs:.2f} s")
@@ -155,17 +169,20 @@ def main(
     spectral_blocks: Annotated[
         int, typer.Option(min=1, help="Blocks for the spectral merges, whose ratio does not depend on the depth.")
     ] = 2,
+    device: models.Device = "cpu",
     blocks: models.Blocks = models.BLOCKS,
     width: models.Width = models.WIDTH,
     folder: models.Folder = None,
     results: models.Results = models.RESULTS,
 ) -> None:
     """Time merges without data against reading the files, and against full singular value decompositions."""
-    options = {"pool": pool, "blocks": blocks, "spectral_blocks": min(spectral_blocks, blocks), "width": width}
-    report = measuring.Report("merge_throughput", "Time of merges without data, models in the page cache.", options)
+    few = min(spectral_blocks, blocks)
+    options = {"pool": pool, "device": device, "blocks": blocks, "spectral_blocks": few, "width": width}
+    claim = "Time of merges without data, models in the page cache."
+    report = measuring.Report("merge_throughput", claim, options, device)
     with models.model_folder(folder) as written:
         streaming(report, models.write_models(written, pool, blocks=blocks, width=width), pool, repeats)
-        spectral(report, models.write_models(written, pool, blocks=options["spectral_blocks"], width=width), pool)
+        spectral(report, models.write_models(written, pool, blocks=few, width=width), pool)
     report.write(results)
 
 

@@ -1,4 +1,4 @@
-"""Random encoders with the shapes of CLIP's ViT-B/32, experts in files, heads and images, and what the machine is.
+"""Random encoders with the shapes of CLIP's ViTs, experts in files, heads and images, and what the machine is.
 
 Speed and memory depend on shapes, not on what a model has learned. Only the spectral merges notice the numbers, so the
 task vectors have a falling spectrum, see `synthetic_change`.
@@ -25,18 +25,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import normalize
 
+from mergekit_lite import __version__
 from mergekit_lite.methods.registry import Examples
 from mergekit_lite.weight_files import LazyWeights, write
 from mergekit_lite.weights import Weights
 from mergekit_lite.workers import cores
 
 GIB = 2**30
-BLOCKS, WIDTH = 12, 768
+MODEL, BLOCKS, WIDTH = "ViT-B-32", 12, 768
 
 # Options that several scripts share.
 Pool = Annotated[int, typer.Option(min=1, help="How many experts.")]
 Blocks = Annotated[int, typer.Option(min=1, help="Transformer blocks; 12 is ViT-B/32, fewer are a quick trial.")]
 Width = Annotated[int, typer.Option(min=64, help="Width, a multiple of 64; 768 is ViT-B/32, less is a quick trial.")]
+Model = Annotated[str, typer.Option(help="Whose shapes, by open_clip's name; of another depth if --blocks says so.")]
+Device = Annotated[str, typer.Option(help="cpu, or cuda.")]
 Folder = Annotated[
     Path | None,
     typer.Option(help="Where the models are written and found again; by default a temporary folder that is removed."),
@@ -46,17 +49,33 @@ Results = Annotated[Path, typer.Option(help="Where the JSON record goes.")]
 RESULTS = Path(__file__).parent / "results"
 
 
-def encoder(blocks: int = BLOCKS, width: int = WIDTH) -> nn.Module:
-    """Return open_clip's image encoder of ViT-B/32 with random weights, always the same ones."""
+def clip(blocks: int = BLOCKS, width: int = WIDTH, model: str = MODEL) -> nn.Module:
+    """Return open_clip's `model` with random weights, always the same ones, and hardly any text encoder."""
     import open_clip  # takes seconds, and not every script needs it
 
-    settings = open_clip.get_model_config("ViT-B-32")
+    settings = open_clip.get_model_config(model)
     settings["vision_cfg"] |= {"layers": blocks, "width": width}
-    settings["text_cfg"] |= {"layers": 1, "vocab_size": 8}  # the text encoder is thrown away
-    with torch.random.fork_rng():
+    settings["text_cfg"] |= {"layers": 1, "vocab_size": 8}
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        visual: nn.Module = open_clip.model.CLIP(**settings).visual
-    return visual.eval()
+        whole: nn.Module = open_clip.model.CLIP(**settings)
+    open_clip.set_model_preprocess_cfg(
+        whole, {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    )
+    return whole.eval()
+
+
+def encoder(blocks: int = BLOCKS, width: int = WIDTH, model: str = MODEL) -> nn.Module:
+    """Return the image encoder of `clip`."""
+    return clip(blocks, width, model).get_submodule("visual")
+
+
+def shape_of(model: str) -> tuple[int, int]:
+    """Return how many blocks a model has, and its width."""
+    import open_clip
+
+    vision = open_clip.get_model_config(model)["vision_cfg"]
+    return vision["layers"], vision["width"]
 
 
 def synthetic_change(start: Tensor, generator: torch.Generator, share: float = 0.03) -> Tensor:
@@ -77,17 +96,17 @@ def synthetic_change(start: Tensor, generator: torch.Generator, share: float = 0
     return change * (share * length / change.norm())
 
 
-def write_models(folder: Path, distinct: int, *, blocks: int, width: int) -> Path:
+def write_models(folder: Path, distinct: int, *, blocks: int, width: int, model: str = MODEL) -> Path:
     """Write the base and `distinct` experts as float32 safetensors, those that are not there yet; return their folder.
 
     A subfolder holds models of one size, so that trials and full runs can share `folder`.
     """
-    place = folder / f"vit-b-32-{blocks}x{width}"
+    place = folder / f"{model.lower()}-{blocks}x{width}"
     place.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(distinct) if not _path(place, number).exists()]
     if not missing and (place / "base.safetensors").exists():
         return place
-    base = {name: tensor.detach() for name, tensor in encoder(blocks, width).named_parameters()}
+    base = {name: tensor.detach() for name, tensor in encoder(blocks, width, model).named_parameters()}
     write(place / "base.safetensors", base)
     for number in missing:
         generator = torch.Generator().manual_seed(1 + number)
@@ -133,7 +152,7 @@ class NoiseTasks:
 
     Attributes:
         module: the encoder whose parameters are replaced.
-        heads: task -> head (C, 512).
+        heads: task -> head (C, D).
         given: task -> images, or images and labels.
         autocast: encode in bfloat16, as far as torch deems it safe.
     """
@@ -143,24 +162,29 @@ class NoiseTasks:
     given: dict[str, Examples]
     autocast: bool = False
 
+    @property
+    def device(self) -> str:
+        """The device, "cpu" or "cuda"."""
+        return next(iter(self.heads.values())).device.type
+
     @classmethod
     def of(
         cls, module: nn.Module, tasks: int, images: int, device: str = "cpu", *, labels: bool = False
     ) -> "NoiseTasks":
         """Draw heads, and `images` images of 224 x 224 a task."""
-        generator = torch.Generator().manual_seed(0)
+        generator, features = torch.Generator().manual_seed(0), int(module.output_dim)  # type: ignore[arg-type]
         heads: dict[str, Tensor] = {}
         given: dict[str, Examples] = {}
         for number in range(tasks):
             task, classes = f"task{number:02d}", 10 + 40 * number // max(tasks - 1, 1)
-            heads[task] = 100 * normalize(torch.randn(classes, 512, generator=generator), dim=1).to(device)
+            heads[task] = 100 * normalize(torch.randn(classes, features, generator=generator), dim=1).to(device)
             noise = torch.randn(images, 3, 224, 224, generator=generator).to(device)
             drawn = torch.randint(classes, (images,), generator=generator).to(device)
             given[task] = (noise, drawn) if labels else noise
         return cls(module.to(device), heads, given)
 
     def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Return features (N, 512) of unit length, float32."""
+        """Return features (N, D) of unit length, float32."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast):
             features = functional_call(self.module, dict(weights), (images,))
         return normalize(features.float(), dim=1)
@@ -200,7 +224,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "mergekit_lite": version("mergekit-lite"),
+        "mergekit_lite": __version__,
         "fusion_bench": _version("fusion_bench"),
         "date": date.today().isoformat(),
     }

@@ -23,13 +23,14 @@ AGREE = 1e-3
 LINEAR = ("in_proj_weight", "out_proj.weight", "c_fc.weight", "c_proj.weight")
 
 
-def noise_grams(base: Mapping[str, Tensor], pool: int, rows: int) -> list[Weights]:
+def noise_grams(base: Mapping[str, Tensor], pool: int, rows: int, device: str) -> list[Weights]:
     """Return for each expert the Gram matrices of noise that goes into each linear layer, nothing reduced yet."""
     grams = []
     for number in range(pool):
         generator = torch.Generator().manual_seed(number)
         sides = {name: tensor.shape[1] for name, tensor in base.items() if name.endswith(LINEAR)}
-        grams.append({name: gram(torch.randn(rows, side, generator=generator), 1.0) for name, side in sides.items()})
+        inputs = {name: torch.randn(rows, side, generator=generator).to(device) for name, side in sides.items()}
+        grams.append({name: gram(its, 1.0) for name, its in inputs.items()})
     return grams
 
 
@@ -54,7 +55,7 @@ def plain(base: Weights, experts: dict[str, LazyWeights], grams: list[Weights]) 
             merged[name] = torch.stack(tensors).mean(dim=0)
             continue
         side = start.shape[1]
-        factors = torch.full((side, side), OFF_DIAGONAL) + torch.diag(torch.full((side,), 1 - OFF_DIAGONAL))
+        factors = start.new_full((side, side), OFF_DIAGONAL) + torch.diag(start.new_full((side,), 1 - OFF_DIAGONAL))
         weights = [its[name] * factors for its in grams]
         products = [weight @ tensor.T for weight, tensor in zip(weights, tensors, strict=True)]
         total = torch.stack(products).sum(dim=0)
@@ -72,17 +73,18 @@ def fusion_bench(base: Weights, experts: dict[str, LazyWeights], grams: list[Wei
 IMPLEMENTATIONS = {"ours": ours, "plain": plain, "FusionBench": fusion_bench}
 
 
-def measure(implementation: str, place: str, *, pool: int, rows: int, repeats: int) -> dict[str, Any]:
+def measure(implementation: str, place: str, *, pool: int, rows: int, repeats: int, device: str) -> dict[str, Any]:
     """Time the merge step, and compare with ours, which has to be measured first.
 
     Returns:
-        "seconds" (the median), and "difference" of what is added to the base, relative to its length.
+        "seconds" (the median), "difference" of what is added to the base, relative to its length, and on a GPU "gpu",
+        torch's peak.
     """
-    base, experts = models.load(Path(place), pool)
-    grams = noise_grams(base, pool, rows)
+    base, experts = models.load(Path(place), pool, device)
+    grams = noise_grams(base, pool, rows, device)
     work = partial(IMPLEMENTATIONS[implementation], base, experts, grams)
-    merged, taken = measuring.timed(work)
-    reference = Path(place) / f"regmean-{pool}-{rows}.pt"
+    merged, taken = measuring.timed(work, device)
+    reference = Path(place) / f"regmean-{device}-{pool}-{rows}.pt"
     away = 0.0
     if implementation == "ours":
         torch.save(merged, reference)
@@ -94,22 +96,24 @@ def measure(implementation: str, place: str, *, pool: int, rows: int, repeats: i
             raise RuntimeError(f"The merge of '{implementation}' is {away:.1e} away from ours: nothing to compare.")
     del merged  # not two at once
     if repeats > 1:
-        taken = measuring.seconds(work, repeats - 1)
-    return {"seconds": taken, "difference": away}
+        taken = measuring.seconds(work, repeats - 1, device)
+    return {"seconds": taken, "difference": away, "gpu": measuring.gpu_peak(device)}
 
 
 def main(
     pool: models.Pool = 8,
     rows: Annotated[int, typer.Option(min=1, help="Inputs that each Gram matrix is of.")] = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Times it is done; the median, without the first.")] = 3,
+    device: models.Device = "cpu",
     blocks: models.Blocks = models.BLOCKS,
     width: models.Width = models.WIDTH,
     folder: models.Folder = None,
     results: models.Results = models.RESULTS,
 ) -> None:
     """Time RegMean's merge step against the plain way."""
-    options = {"pool": pool, "rows": rows, "repeats": repeats, "blocks": blocks, "width": width}
-    report = measuring.Report("regmean_merge", "RegMean's merge step from ready Gram matrices.", options)
+    given = {"pool": pool, "rows": rows, "repeats": repeats, "device": device}
+    options = {**given, "blocks": blocks, "width": width}
+    report = measuring.Report("regmean_merge", "RegMean's merge step from ready Gram matrices.", options, device)
     names = ["ours", "plain"]
     if models.peer("method.regmean.regmean"):
         names.append("FusionBench")
@@ -119,9 +123,7 @@ def main(
     with models.model_folder(folder) as written:
         place = models.write_models(written, pool, blocks=blocks, width=width)
         for name in names:
-            one = measuring.in_own_process(
-                measure, implementation=name, place=str(place), pool=pool, rows=rows, repeats=repeats
-            )
+            one = measuring.in_own_process(measure, implementation=name, place=str(place), **given)
             took[name] = one.result["seconds"]
             report.details[name] = {**one.result, **one.memory()}
             away = "" if name == "ours" else f", {one.result['difference']:.1e} away from ours"

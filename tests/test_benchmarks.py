@@ -1,6 +1,8 @@
 """The benchmark scripts at toy size: they run, what they compare agrees, and their records say what was measured."""
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,14 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the scripts are no part of the installed package
 
 from benchmarks import (  # noqa: E402
     adamerging_step,
+    evaluation_throughput,
+    expected_times,
     frank_wolfe_step,
     fw_memory,
+    gpu,
     measuring,
     merge_throughput,
     models,
@@ -32,6 +38,7 @@ SCRIPTS: dict[str, Script] = {
     "merge_throughput": (merge_throughput.main, {"pool": 2, "repeats": 1}),
     "frank_wolfe_step": (frank_wolfe_step.main, {"pools": "2", "tasks": 2, "images": 4, "iterations": 1}),
     "regmean_merge": (regmean_merge.main, {"pool": 2, "rows": 64, "repeats": 1}),
+    "evaluation_throughput": (evaluation_throughput.main, {"only": "ViT-B-32", "images": 6, "repeats": 1}),
 }
 
 
@@ -110,9 +117,93 @@ def test_what_differs_is_not_compared(folder: Path, tmp_path: Path, monkeypatch:
 
 def test_autocast_computes_the_gradient_in_float32_first(folder: Path) -> None:
     place = str(models.write_models(folder, 2, **TOY))
-    options = {"pool": 2, "images": 2, "steps": 2, "device": "cpu", "autocast": True, **TOY}
+    options = {"pool": 2, "images": 2, "steps": 2, "device": "cpu", "autocast": True, "model": "ViT-B-32", **TOY}
     adamerging_step.measure("ours", place, **options)
     assert adamerging_step.measure("plain", place, **options)["difference"] < 1e-4
+
+
+def test_a_step_is_measured_in_every_place_and_of_other_models(folder: Path, tmp_path: Path) -> None:
+    toy = {**TOY, "pool": 3, "images": 2, "steps": 2, "distinct": 2, "folder": folder, "results": tmp_path}
+    adamerging_step.main(**toy, model="ViT-L-14", only="ours", places="pinned,mapped,bfloat16")
+    (record,) = tmp_path.glob("adamerging_step-vit-l-14-pool-3-*.json")
+    details = json.loads(record.read_text(encoding="utf-8"))["details"]
+    assert [one["place"] for one in details.values()] == [
+        "the device",
+        "a file that is mapped into memory",
+        "the device, rounded to bfloat16",
+    ]
+    assert details["ours, mapped"]["bank bytes"] == 2 * details["ours, bfloat16"]["bank bytes"]
+    assert 0 < details["ours, bfloat16"]["difference"] < 1e-2
+    assert os.environ.get("MERGEKIT_LITE_BANK") is None
+
+
+def test_evaluations_agree_at_toy_size(folder: Path, tmp_path: Path) -> None:
+    found = run("evaluation_throughput", folder, tmp_path)["details"]["ViT-B-32"]
+    assert found["images"] == 6
+    assert found["ways"]["ours"]["accuracy"] == found["ways"]["plain"]["accuracy"]
+    assert found["images a second"]["ours"] == pytest.approx(6 / found["ways"]["ours"]["seconds"])
+
+
+def test_expected_times_follow_from_the_records_of_this_machine(tmp_path: Path) -> None:
+    def record(script: str, name: str, **contents: Any) -> None:
+        path = tmp_path / f"{script}-{name}.json"
+        path.write_text(json.dumps({"machine": models.machine(), **contents}), encoding="utf-8")
+
+    elsewhere = {**models.machine(), "gpu": "another"}
+    record("evaluation_throughput", "a", details={"ViT-B-32": {"images a second": {"ours": 5000.0}}})
+    for name, pool, seconds in (("a", 8, 0.1), ("b", 20, 0.3)):
+        options = {"pool": pool, "images": 16, "model": "ViT-B-32"}
+        record("adamerging_step", name, options=options, details={"ours": {"seconds": seconds}})
+    record("adamerging_step", "c", machine=elsewhere, options=options, details={"ours": {"seconds": 9.0}})
+    expected_times.main(results=tmp_path)
+    (found,) = tmp_path.glob("expected_times-*.json")
+    details = json.loads(found.read_text(encoding="utf-8"))["details"]
+    assert set(details) == {"clip-vit-b-32"}
+    evaluating = expected_times.EVALUATIONS / 5000 / 3600
+    steps = expected_times.STEPS / 3600
+    assert details["clip-vit-b-32"]["hours"] == pytest.approx([evaluating + 0.1 * steps, evaluating + 0.3 * steps])
+
+
+def test_what_fails_or_takes_too_long_stops_no_other_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    parts = ("fails", "lasts", "works", "comes too late")
+    code = {
+        "fails": "raise SystemExit(3)",
+        "lasts": "import subprocess, time; subprocess.Popen(['sleep', '77']); time.sleep(77)",
+        "works": "print('it did')",
+    }
+    monkeypatch.setattr(gpu, "PARTS", [gpu.Part(name, "", seconds=1 if name == "lasts" else 60) for name in parts])
+    monkeypatch.setattr(gpu, "command", lambda part, *others: [sys.executable, "-c", code[part.name]])
+    clock = iter([0, 0, 0, 5, 5, 5, 6, 6, 6, 7, 100, 100, 100])
+    monkeypatch.setattr("benchmarks.gpu.time.monotonic", lambda: next(clock))
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(device="cpu", seconds=90, results=tmp_path, folder=tmp_path)
+    assert ended.value.code == 1
+    printed = capfd.readouterr().out
+    assert "it did" in printed
+    lines = {line.partition("  ")[0]: line.rpartition(" s  ")[2] for line in printed.splitlines() if " s  " in line}
+    assert lines == {
+        "fails": "failed with exit status 3",
+        "lasts": "cut off after 1 s",
+        "works": "done",
+        "comes too late": "not run: no time was left",
+    }
+
+
+@pytest.mark.parametrize("part", [part for part in gpu.PARTS if part.script != gpu.TESTS], ids=lambda part: part.name)
+def test_every_part_is_given_what_its_script_knows(part: gpu.Part, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"benchmarks.{part.script}").main)
+    for trial in ((1, 64), None):
+        words = gpu.command(part, "cuda", trial, tmp_path, tmp_path)
+        asked = typer.main.get_command(app).make_context(part.name, words[3:]).params
+        assert asked["device"] == "cuda"
+        assert asked.get("model", "ViT-B-32") == (part.model or "ViT-B-32")
+        if trial and "blocks" in asked:
+            assert (asked["blocks"], asked["width"]) == trial
+        elif part.model:
+            assert (asked["blocks"], asked["width"]) == models.shape_of(part.model)
 
 
 def test_every_data_free_method_is_measured() -> None:
@@ -171,11 +262,13 @@ def test_every_script_is_in_the_table() -> None:
         "__init__",
         "models",
         "measuring",
+        "same_answers",
         "same_records",
         "killed",
         "killing",
     }
-    assert scripts == {*SCRIPTS, "decode_cache", "kills", "expert_recipes"}  # these take minutes
+    others = {"decode_cache", "kills", "expert_recipes"}  # these take minutes
+    assert scripts == {*SCRIPTS, *others, "expected_times", "gpu"}
     for script in scripts:
         assert f"| `{script}" in table
         assert f"python -m benchmarks.{script}" in table
