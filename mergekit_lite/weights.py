@@ -4,7 +4,7 @@ A mismatch between two models is never repaired or skipped: it raises and names 
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 
 import torch
@@ -149,6 +149,12 @@ def private(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def is_finite(tensor: Tensor) -> bool:
     """Return whether no entry is NaN or infinite; both show in the extremes, which take a third of isfinite's time."""
     return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in tensor.aminmax())
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether no entry of any tensor is NaN or infinite; a GPU is waited for once, not for each of them."""
+    ends = [torch.isfinite(end) for tensor in tensors if tensor.numel() for end in tensor.aminmax()]
+    return not ends or bool(torch.stack(ends).all())
 
 
 def check_finite(weights: Mapping[str, Tensor], *, name: str) -> None:

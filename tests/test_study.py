@@ -24,9 +24,10 @@ from mergekit_lite import study
 from mergekit_lite.cache import content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import Access, Merged, registry
-from mergekit_lite.study import Cell, Record, evaluation, task_data
+from mergekit_lite.study import Cell, Record, computing, evaluation, task_data
 from mergekit_lite.study.checks import adapted_to
 from mergekit_lite.suites.corruptions import corrupted
+from mergekit_lite.weights import weights_hash
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
@@ -110,6 +111,32 @@ def test_a_curve_on_a_part_of_the_images_says_what_was_seen_until_then(suite: "S
     assert all(value % 10 == 0 for point in record.curve for value in point.accuracy.values())
     assert record.travel == pytest.approx(0.004)
     assert record.converged is None
+
+
+@pytest.mark.parametrize(("part", "measured"), [(0, 3), (10, 4)])
+def test_the_last_point_is_the_answer_where_both_are_measured_on_the_same_images(
+    part: int, measured: int, suite: "Suite", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere there is nothing to find again, and the weights are spared their way from a GPU to be hashed."""
+    asked = cell("layer_wise_adamerging", curve_every=2, steps=4, images_per_task=4).model_copy(
+        update={"curve_images": part}
+    )
+    counts, hashes, accuracies = list[int](), list[str](), evaluation.accuracies
+
+    def counted(*args: Any, **options: Any) -> dict[str, float]:
+        counts.append(options["images"])
+        return accuracies(*args, **options)
+
+    def hashed(weights: Mapping[str, Tensor]) -> str:
+        hashes.append(weights_hash(weights))
+        return hashes[-1]
+
+    monkeypatch.setattr(evaluation, "accuracies", counted)
+    monkeypatch.setattr(computing, "weights_hash", hashed)
+    (record,) = study.run(suite, [asked], workers=1, folder=tmp_path)
+    assert counts == [part] * 3 + [0] * (measured - 3)
+    assert len(hashes) == (0 if part else 4)
+    assert (record.curve[-1].accuracy == record.accuracy) or part
 
 
 def pixels(examples: Any) -> Any:

@@ -1,5 +1,6 @@
 """Weights: strict checks, files read lazily and written whole, hashes."""
 
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -16,7 +17,15 @@ from mergekit_lite.analysis.geometry import lengths_and_angles
 from mergekit_lite.cache import file_digest, intact
 from mergekit_lite.errors import KitError
 from mergekit_lite.weight_files import LazyWeights, read, write
-from mergekit_lite.weights import check_finite, check_floating, check_same, pieces, task_vector, weights_hash
+from mergekit_lite.weights import (
+    all_finite,
+    check_finite,
+    check_floating,
+    check_same,
+    pieces,
+    task_vector,
+    weights_hash,
+)
 
 
 @pytest.fixture
@@ -244,3 +253,11 @@ def test_pieces_cover_every_entry_once_and_can_be_written_through() -> None:
     assert torch.equal(whole, source)
     assert sizes == [4, 4, 4, 3]
     assert [tuple(one.shape) for (one,) in pieces([torch.tensor(7.0)])] == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [([], True), ([[1.0], []], True), ([[0.0, 2.0], [math.nan, 1.0]], False), ([[-math.inf]], False)],
+)
+def test_nan_and_infinity_are_found_in_any_of_several_tensors(values: list[list[float]], finite: bool) -> None:
+    assert all_finite(torch.tensor(one) for one in values) is finite

@@ -81,8 +81,10 @@ class _Watched:
     def accuracies(self, merged: registry.Merged, images: int) -> dict[str, float]:
         _wait_for(self._suite.device)
         begun = time.perf_counter()
-        # The last point of a curve is most often the final answer too; there is no need to measure it twice.
-        name = (weights_hash(merged.weights) if self._cell.curve_every and not merged.own else "", images)
+        # The last point of a curve is most often the final answer too; there is no need to measure it twice. Only where
+        # both are measured on the same images: a hash takes long, as the weights leave the GPU for it.
+        same = self._cell.curve_every and self._cell.curve_images == self._cell.images and not merged.own
+        name = (weights_hash(merged.weights) if same else "", images)
         answer = self._measured.get(name) or evaluation.accuracies(
             self._suite, merged, self._cell.evaluate, which=self._cell.split, images=images
         )

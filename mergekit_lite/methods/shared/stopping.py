@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from mergekit_lite.weights import is_finite
+from mergekit_lite.weights import all_finite
 
 State = TypeVar("State")
 
@@ -33,7 +33,7 @@ def unsound(loss: float, gradient: Iterable[Tensor]) -> str:
     """Say what is NaN or infinite; nothing if neither the loss nor its gradient is."""
     if not math.isfinite(loss):
         return f"the loss became {loss}"
-    return "" if all(map(is_finite, gradient)) else "the gradient became NaN or infinite"
+    return "" if all_finite(gradient) else "the gradient became NaN or infinite"
 
 
 def warn_if_stopped(trace: Mapping[str, Any]) -> None:
