@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Examples, LayerData
+from mergekit_lite.suites.scoring import ahead
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite, Which
@@ -51,18 +52,28 @@ def shown(suite: "Suite", tasks: Sequence[str], access: Access) -> Shown:
                 raise KitError("A method with data access 'none' asked for images. Register it with the access it has.")
             splits = {task: suite.split(task, which) for task in tasks}
             rows = {task: _rows(len(split.labels), task, images_per_task, seed, keep) for task, split in splits.items()}
-            for _ in range(steps):
-                batch: dict[str, Examples] = {}
+            gpu = suite.device.type == "cuda"
+
+            def load(step: int) -> dict[str, list[Tensor]]:
+                batch = {}
                 for task, split in splits.items():
                     some = next(rows[task])
                     # indexing with a list copies: torch must not write to a read-only memory map
-                    images = torch.from_numpy(split.images[some]).to(suite.device)
-                    batch[task] = images
-                    self.images += len(some)
+                    parts = [torch.from_numpy(split.images[some])]
                     if access is Access.LABELLED:
-                        batch[task] = images, torch.from_numpy(split.labels[some]).to(suite.device)
-                        self.labels += len(some)
-                yield batch
+                        parts.append(torch.from_numpy(split.labels[some]))
+                    batch[task] = [part.pin_memory() for part in parts] if gpu else parts
+                return batch
+
+            # While a GPU takes one step, the images of the next are read into memory that it copies from by itself.
+            for batch in ahead(load, range(steps)) if gpu else map(load, range(steps)):
+                there: dict[str, Examples] = {}
+                for task, parts in batch.items():
+                    images, *labels = (part.to(suite.device, non_blocking=True) for part in parts)
+                    there[task] = (images, labels[0]) if labels else images
+                    self.images += len(images)
+                    self.labels += sum(map(len, labels))
+                yield there
 
     return Data()
 
