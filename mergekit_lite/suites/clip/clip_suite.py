@@ -62,7 +62,7 @@ class ClipSuite(Suite):
         except Exception as error:  # of any kind: the file's content is taken at its word
             raise KitError(
                 f"{path} does not hold the weights of {model.architecture}, tensors under open_clip's names and "
-                f"nothing else ({type(error).__name__}). It came like that from the hub: if HF_ENDPOINT names a mirror, "
+                f"nothing else ({type(error).__name__}). It came so from the hub: if HF_ENDPOINT names a mirror, "
                 "unset it."
             ) from error
         super().__init__(model.name, model.title, tasks, clip, open_clip.get_tokenizer(model.architecture), device)
