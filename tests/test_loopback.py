@@ -6,6 +6,7 @@ sets have the columns of the real ones. Accuracies mean nothing here; where ever
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ for record in study.run(suite, cells, workers=1):
     assert hub.asked == []
 
 
-def test_a_notebook_runs_offline_on_fewer_tasks(
+def test_notebooks_run_offline_on_fewer_tasks_and_the_pilot_sees_wrong_experts(
     hub: LoopbackHub, environment: dict[str, str], fetched: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
     assert fetched.returncode == 0
@@ -122,10 +123,17 @@ def test_a_notebook_runs_offline_on_fewer_tasks(
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "profiles").mkdir()
     parameters = {"tasks": ",".join(TASKS), "scalings": "0.3", "points": 2, "workers": 1}
-    profile = {"description": "A thin CLIP.", "suite": SUITE, "notebooks": {"task_arithmetic": parameters}}
+    pilot = {"tasks": ",".join(TASKS), "steps": 2, "images_per_task": 2, "workers": 1}
+    notebooks = {"task_arithmetic": parameters, "pilot": pilot}
+    profile = {"description": "A thin CLIP.", "suite": SUITE, "notebooks": notebooks}
     (tmp_path / "profiles" / "thin.yaml").write_text(yaml.safe_dump(profile))
     offline = {**environment, "HF_HUB_OFFLINE": "1", "MERGEKIT_LITE_SKIP_EXPERT_CHECK": "1"}
     done = call(offline, "run", "thin", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "build" / "thin" / "task_arithmetic.ipynb").exists()
+    executed = (tmp_path / "build" / "thin" / "pilot.ipynb").read_text(encoding="utf-8")
+    (told,) = re.findall(
+        r"\*\*(\d) of 6 accuracies agree with those of FusionBench, ViT-B/32 \(FB\)\. These do not", executed
+    )
+    assert int(told) < 3  # the experts are random, and not one of them agrees
     assert hub.asked == []

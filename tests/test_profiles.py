@@ -9,6 +9,7 @@ import pytest
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.pipeline import profiles
+from mergekit_lite.suites.clip.benchmark import hub_tasks
 
 GOOD = "suite: miniature\ndescription: short\nnotebooks:\n  eight_tasks:\n    steps: 3\n  other:\n"
 
@@ -118,3 +119,40 @@ def test_the_miniature_has_one_schedule_in_all_its_notebooks(parameter: str) -> 
                 value = chosen.get(parameter, ast.literal_eval(known[parameter]["default"]))
                 values.setdefault(str(value), set()).add(name)
     assert len(values) == 1, values
+
+
+REAL = ("clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14", "clip-vit-b-32-pilot")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_budget_of_a_real_profile_says_where_each_number_is_from(name: str) -> None:
+    budget = profiles.load(name, Path(__file__).parents[1]).budget
+    assert budget
+    assert budget.images
+    for words in (budget.download, budget.disk, budget.memory, budget.ram, budget.time):
+        assert re.search(r"\((computed|measured on|estimated)", words or ""), words
+    assert "images:" not in str(budget)  # a number for doctor
+    assert len(str(budget).splitlines()) == 5
+
+
+def test_the_pilots_budget_counts_its_images() -> None:
+    """Five cells and the check of the experts see all test images, the check of the base those of the two smallest."""
+    root = Path(__file__).parents[1]
+    profile = profiles.load("clip-vit-b-32-pilot", root)
+    sizes = [hub_tasks()[task].test_images for task in profile.notebooks["pilot"]["tasks"].split(",")]
+    assert profile.budget
+    assert profile.budget.images == pytest.approx(6 * sum(sizes) + sum(sorted(sizes)[:2]), rel=0.01)
+
+
+def test_the_real_profiles_ask_the_same() -> None:
+    """So that what was computed for one holds for all: they differ in the published numbers only."""
+    root = Path(__file__).parents[1]
+    asked = [
+        {
+            notebook: {key: value for key, value in given.items() if not key.startswith("published_")}
+            for notebook, given in profiles.load(name, root).notebooks.items()
+        }
+        for name in REAL[:3]
+    ]
+    assert asked[0] == asked[1] == asked[2]
+    assert asked[0]["scaling"]["added"].count(",") == 4
