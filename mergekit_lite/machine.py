@@ -81,25 +81,24 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(psutil.virtual_memory().available, *_allowances())
+    return min([psutil.virtual_memory().available, *_allowances()])
 
 
 def _allowances(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Return what Linux's control groups leave to this process: in a container, or a job of a cluster, it is less.
+    """Return what Linux's control groups leave this process of the memory: less in a container or a cluster's job.
 
-    Each group may set a limit, and those that it is part of; files that were read count as used until they are needed.
+    Its own group may have a limit, and those that it is a part of. What they keep of files counts as free.
     """
-    found = [2**63]
-    with suppress(OSError, ValueError, StopIteration):  # another system, or the older groups
-        name = next(
-            line.strip()[4:] for line in own.read_text(encoding="ascii").splitlines() if line.startswith("0::/")
-        )
-        for group in (groups / name, *(groups / name).parents):
-            limit = group / "memory.max"
-            if limit.exists() and (most := limit.read_text(encoding="ascii").strip()) != "max":
+    found = []
+    with suppress(OSError, ValueError):  # another system
+        lines = own.read_text(encoding="ascii").splitlines()
+        names = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]  # the older groups have others
+        for group in [one for name in names for one in (groups / name, *(groups / name).parents)]:
+            most = group / "memory.max"
+            if most.exists() and (limit := most.read_text(encoding="ascii").strip()) != "max":
                 used = int((group / "memory.current").read_text(encoding="ascii"))
                 kinds = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-                found.append(int(most) - used + int(kinds.get("inactive_file", 0)))
+                found.append(int(limit) - used + int(kinds.get("inactive_file", 0)))
     return found
 
 

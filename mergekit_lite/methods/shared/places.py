@@ -97,11 +97,13 @@ def filled_table(rows: int, base: Tensor, fill: Callable[[Write], None]) -> Tabl
             return answer
         tried.append(f"{place.words} {answer}")
         collect()  # what the failed attempt took
+    other = f"unset {VARIABLE}, which allows no other place"
+    if asked_for() is None:
+        other = f"set {VARIABLE}=bfloat16, which halves what they take of the device's memory and rounds them"
     raise NoRoomError(
         f"The task vectors of {rows} models take {_gib(rows * base.nbytes)}, and nothing here holds them: "
-        f"{'; '.join(tried)}. End other programs or free some space; put the cache on a larger disk "
-        f"(MERGEKIT_LITE_CACHE); merge fewer models; or set {VARIABLE}=bfloat16, which halves what they take of the "
-        "device's memory and rounds them."
+        f"{'; '.join(tried)}. End other programs or free some space, put the cache on a larger disk "
+        f"(MERGEKIT_LITE_CACHE), merge fewer models, or {other}."
     )
 
 
