@@ -87,6 +87,8 @@ def command(part: Part, device: str, trial: tuple[int, int] | None, folder: Path
     shape = trial or (models.shape_of(part.model) if part.model else None)
     if part.model:
         words += ["--model", part.model]
+    if part.script == "evaluation_throughput" and device == "cpu":
+        words += ["--images", "100"]
     return [*words, "--blocks", str(shape[0]), "--width", str(shape[1])] if shape else words
 
 

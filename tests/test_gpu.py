@@ -189,7 +189,7 @@ def test_half_precision_encodes_nearly_the_same(suite: ClipSuite, device: torch.
     assert cosines.min() > 0.999
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         assert there.working_dtype == torch.bfloat16
-        assert cosines.max() < 1 - 1e-9  # it is not float32
+        assert cosines.mean() < 1 - 1e-6  # it is not float32
 
 
 def test_half_precision_keeps_the_direction_of_a_gradient(
