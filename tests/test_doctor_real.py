@@ -109,6 +109,20 @@ def test_what_was_fetched_is_told(hub: LoopbackHub, root: Path) -> None:
     assert hub.asked == []
 
 
+def test_a_family_has_experts_and_a_cut_of_its_own(hub: LoopbackHub, root: Path) -> None:
+    fetch(*TASKS)
+    path = root / "profiles" / "real.yaml"
+    path.write_text(path.read_text().replace(f"suite: {SUITE}", f"suite: {SUITE}@OC-8"))
+    hub.asked.clear()
+    text = shown()
+    assert {name: cells[0] for name, cells in rows(text).items()} == {
+        "base weights": "1 of 1",
+        **dict.fromkeys(("experts", "test images", "training images"), "0 of 2"),
+    }
+    assert "A family's experts are converted" in text
+    assert hub.asked == []
+
+
 def test_after_a_fetch_all_is_there_and_the_time_of_measuring_is_predicted(
     hub: LoopbackHub, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,12 +193,12 @@ def test_the_encoder_is_timed_on_an_evaluation_whose_images_come_from_the_hosts_
         spent.append(0.3 * len(spent))
 
     spent = [0.0]
-    monkeypatch.setattr(forecast.evaluation, "accuracies", accuracies)
-    monkeypatch.setattr(forecast.time, "process_time", lambda: sum(spent))
+    monkeypatch.setattr("mergekit_lite.study.evaluation.accuracies", accuracies)
+    monkeypatch.setattr("time.process_time", lambda: sum(spent))
     assert forecast.seconds_per_image(suite) == pytest.approx(0.6 / 8)
     assert {(type(one), one.dtype, one.shape) for one in seen} == {(np.ndarray, np.dtype("uint8"), (8, 3, SIDE, SIDE))}
     spent[:] = [0.0]
-    monkeypatch.setattr(forecast.time, "process_time", lambda: 0.0)
+    monkeypatch.setattr("time.process_time", lambda: 0.0)
     forecast.seconds_per_image(suite)
     assert len(seen[-1]) == forecast.MOST  # of an encoder that takes no time
 

@@ -154,7 +154,7 @@ def _show_work(profile: str, forecasts: "Sequence[Forecast]", console: Console) 
 
 
 def _show_stock(suite: str, tasks: Sequence[str], rows: "Sequence[Stock]", console: Console) -> None:
-    table = Table("what", "there", "missing", title=f"Suite {suite}, what this profile uses", title_justify="left")
+    table = Table("what", "there", "missing", title=f"Suite {suite}", title_justify="left")
     for row in rows:
         count = f"{len(row.there)} of {len(row.there) + len(row.missing)}"
         table.add_row(row.what, count, ", ".join(row.missing) if row.there else "all")
@@ -164,7 +164,8 @@ def _show_stock(suite: str, tasks: Sequence[str], rows: "Sequence[Stock]", conso
         decoded = sum(row.to_write for row in rows) / 1e9
         console.print(
             f"Decoded images will take {decoded:.1f} GB more on disk (computed). `{command}` brings what is missing, "
-            "and with --dry-run says how large the downloads are. Training images serve the methods that see some.",
+            "and with --dry-run says how large the downloads are. Training images serve the methods that see some."
+            + (" A family's experts are converted, by hand or when they are first asked for." if "@" in suite else ""),
             soft_wrap=True,
         )
     else:

@@ -6,9 +6,11 @@ Where HF_HUB_OFFLINE is set, as `doctor` has it, nothing is asked of the hub eit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mergekit_lite.suites.clip import decoded, hub
+from mergekit_lite.suites.clip import decoded, hub, joint
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, base_file, expert_file, hub_tasks
-from mergekit_lite.suites.clip.converted import place
+from mergekit_lite.suites.clip.clip_suite import ClipSuite
+from mergekit_lite.suites.clip.converted import ConvertedSuite, place
+from mergekit_lite.suites.clip.joint import JointSuite
 from mergekit_lite.suites.suite import Which, chosen_tasks
 
 
@@ -36,17 +38,20 @@ def stock(suite: str, tasks: str | Sequence[str]) -> list[Stock]:
         KitError: an unknown task.
     """
     name, _, family = suite.partition("@")
-    model, entries = MODELS[name], hub_tasks()
-    chosen = chosen_tasks(tasks, tuple(entries), "The benchmark")
-    side = _side(model)
+    model, entries, side = MODELS[name], hub_tasks(), _side(MODELS[name])
+    converted = family not in ("", joint.FAMILY)
+    if family == joint.FAMILY and model.key in joint.REPOSITORIES:
+        entries = JointSuite._entries(model)
+    chosen = [task for task in chosen_tasks(tasks, tuple(hub_tasks()), "The benchmark") if task in entries]
+    crop = ConvertedSuite.crop if converted else ClipSuite.crop
 
     def expert(task: str) -> bool:
-        if family:
+        if converted:
             return place(name, family, task).exists()
         return hub.cached(*expert_file(model, entries[task])) is not None
 
     def images(what: str, which: Which) -> Stock:
-        row = _row(what, chosen, lambda task: decoded.known(entries[task], which, side) is not None)
+        row = _row(what, chosen, lambda task: decoded.known(entries[task], which, side, crop) is not None)
         to_write = sum(decoded.predicted_bytes(entries[task], which, side) for task in row.missing)
         return replace(row, to_write=to_write)
 
