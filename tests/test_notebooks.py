@@ -158,6 +158,7 @@ def test_smoke_profile_runs_from_end_to_end_and_is_fit_for_the_book(tmp_path: Pa
         glued |= own
     told = glued.pop("scorecard-line").data[TEXT].strip("'")
     assert re.match(r"Of 12 claims, \d+ \w+", told)  # words among numbers
+    assert "nothing is compared" in glued.pop("pilot-line").data[TEXT]  # the published model is another
     values = {key: number(output) for key, output in glued.items() if TEXT in output.data}
     assert all(map(math.isfinite, values.values()))
     for key, value in values.items():

@@ -161,10 +161,11 @@ def _show_stock(suite: str, tasks: Sequence[str], rows: "Sequence[Stock]", conso
     console.print(table)
     if any(row.missing for row in rows):
         command = f"mergekit-lite fetch {suite.partition('@')[0]} --tasks {','.join(tasks)}"
-        decoded = sum(row.to_write for row in rows) / 1e9
+        *_, test, train = (f"{row.to_write / 1e9:.1f} GB" for row in rows)
         console.print(
-            f"Decoded images will take {decoded:.1f} GB more on disk (computed). `{command}` brings what is missing, "
-            "and with --dry-run says how large the downloads are. Training images serve the methods that see some."
+            f"`{command}` brings what is missing, and with --dry-run says how large the downloads are. Decoded, test "
+            f"images take {test} more on disk (computed), and training images, which only some methods are shown, "
+            f"{train}; --no-train leaves those out."
             + (" A family's experts are converted, by hand or when they are first asked for." if "@" in suite else ""),
             soft_wrap=True,
         )
