@@ -29,7 +29,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
 from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, load_suite, scoring
-from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, hub, pins, sources
+from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, hub, pins, sources, trouble
 from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.printed import Row, prints
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
@@ -684,9 +684,9 @@ def test_trouble_on_this_machine_is_explained() -> None:
     ]
     for error, words in cases:
         with pytest.raises(KitError, match=f"the images could not be fetched: .*{words}"):
-            raise hub.explained(error, "the images")
+            raise trouble.explained(error, "the images")
     mine = KitError("said already")
-    assert hub.explained(mine, "the images") is mine
+    assert trouble.explained(mine, "the images") is mine
 
 
 def test_pauses_grow_and_respect_what_the_hub_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -705,8 +705,8 @@ def test_pauses_grow_and_respect_what_the_hub_asks_for(monkeypatch: pytest.Monke
             raise outcome
         return str(outcome)
 
-    assert hub.retried(call) == "done"
+    assert trouble.retried(call) == "done"
     assert waited == [2, 60, 30]
     outcomes[:] = [Busy(404), "never"]
     with pytest.raises(Busy):
-        hub.retried(call)
+        trouble.retried(call)
