@@ -3,12 +3,14 @@
     python -m benchmarks.same_answers BEFORE --why "..." [--minutes 20]
 
 BEFORE is a clone of the project at the commit whose records are still right. All parts of a key (methods, encoder,
-task data, evaluation) are compared with those of BEFORE. Of the records that now have another name, at least `EACH` of
-every method are computed anew, the cheapest, and beyond them drawn ones as long as the minutes last. If all come out
-the same, `mergekit_lite/reference/same_answers.json` is written: from then on the changed code counts as the earlier
-one, and the records keep their names. If one does not, nothing is written, and it is named.
+task data, evaluation) are compared with those of BEFORE. Of the records that have another name now, at least `EACH` of
+every method are computed anew, the cheapest, and beyond them drawn ones as long as the minutes last: on this machine,
+by the code of BEFORE and by today's. If all answers are the same, `mergekit_lite/reference/same_answers.json` is
+written: from then on the changed code counts as the earlier one, and the records keep their names. If one is not,
+nothing is written, and it is named. It also says how many of the answers are those that are kept in the book, which may
+have been computed by another processor.
 
-A method that a notebook defines is not tried: its records are computed anew when its notebook runs.
+A record of a suite or method that a notebook defines is not tried: it is computed anew when its notebook runs.
 """
 
 import argparse
@@ -23,39 +25,58 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.same_records import answers, differences
-from mergekit_lite.errors import KitError
-from mergekit_lite.methods import registry
-from mergekit_lite.study import keys, run
 from mergekit_lite.study.records import Record, read_record
-from mergekit_lite.suites import load_suite
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "mergekit_lite/reference/same_answers.json"
 RECORDS = ROOT / "book/records/miniature"
 EACH = 2
 
-PARTS = """
-import json
+NAMED = """
+import json, sys
+from pathlib import Path
 from mergekit_lite.fingerprints import code_of
 from mergekit_lite.methods import registry
 from mergekit_lite.study import evaluation, keys, task_data
+from mergekit_lite.study.records import read_record
 from mergekit_lite.suites import broken, load_suite
 
+suite = load_suite("miniature")
 parts = [one.function for one in registry.all_methods()]
-parts += [*load_suite("miniature").computing, evaluation.accuracies, task_data.shown, broken.Broken]
+parts += [*suite.computing, evaluation.accuracies, task_data.shown, broken.Broken]
 counts_as = keys.same_answers() if hasattr(keys, "same_answers") else {}
 found = {one.__module__.partition(".")[2] + "." + one.__qualname__: code_of(one) for one in parts}
-print(json.dumps({name: [code, counts_as.get(code, code)] for name, code in found.items()}))
+known = {one.name for one in registry.all_methods()}
+records = [read_record(path, path.stem) for path in sorted(Path(sys.argv[1]).glob("*.json"))]
+names = {one.key: keys.key_of(suite, one.cell) for one in records if one.cell.method in known}
+print(json.dumps([{name: [code, counts_as.get(code, code)] for name, code in found.items()}, names]))
+"""
+COMPUTED = """
+import sys
+from pathlib import Path
+from mergekit_lite.study import run
+from mergekit_lite.study.records import read_record
+from mergekit_lite.suites import load_suite
+
+records, folder, *names = sys.argv[1:]
+cells = [read_record(Path(records) / f"{name}.json", name).cell for name in names]
+run(load_suite("miniature"), cells, folder=Path(folder))
 """
 
 
-def codes(root: Path) -> dict[str, tuple[str, str]]:
-    """Return for each part of a key in the clone at `root` the hash of its code, and what that counts as there."""
+def asked(root: Path, script: str, *words: str) -> str:
+    """Return what `script` prints that runs with the code of the clone at `root`."""
+    command = [sys.executable, "-c", script, str(RECORDS), *words]
     done = subprocess.run(
-        [sys.executable, "-c", PARTS], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE,
-        check=True, text=True,
-    )  # fmt: skip
-    return {name: (code, counts) for name, (code, counts) in json.loads(done.stdout.splitlines()[-1]).items()}
+        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE, check=True, text=True
+    )
+    return done.stdout
+
+
+def named(root: Path) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
+    """Return what the code at `root` says: each part of a key with its hash and what that counts as; key -> its key."""
+    parts, names = json.loads(asked(root, NAMED).splitlines()[-1])
+    return {name: (code, counts) for name, (code, counts) in parts.items()}, names
 
 
 def changed(before: Mapping[str, tuple[str, str]], now: Mapping[str, tuple[str, str]]) -> list[dict[str, str]]:
@@ -90,31 +111,28 @@ def cost(record: Record) -> float:
 
 def main(before: Path, why: str, minutes: float) -> int:
     """Compare, compute, and write what counts as what; 1 if an answer is another one."""
-    parts = changed(codes(before), codes(ROOT))
+    (old_parts, old_names), (new_parts, new_names) = named(before.resolve()), named(ROOT)
+    parts = changed(old_parts, new_parts)
     print("\n".join(f"changed: {one['part']}" for one in parts) or "No part of a key has changed.", flush=True)
-    read = [read_record(path, path.stem) for path in sorted(RECORDS.glob("*.json"))]
-    known = {one.name for one in registry.all_methods()}
-    records = [one for one in read if isinstance(one, Record) and one.cell.method in known]
-    suite = load_suite("miniature")
-    stale = [one for one in records if keys.key_of(suite, one.cell) != one.key]
-    sample = chosen(stale, 60 * minutes)
-    print(f"{len(stale)} of {len(records)} records have another name now; {len(sample)} of them are computed anew.")
+    stale = [key for key, name in old_names.items() if name == key and new_names.get(key) != key]
+    read = [read_record(RECORDS / f"{key}.json", key) for key in stale]
+    sample = [one.key for one in chosen([one for one in read if isinstance(one, Record)], 60 * minutes)]
+    print(f"{len(stale)} records have another name now; {len(sample)} of them are computed twice.", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            run(suite, [one.cell for one in sample], folder=Path(folder))
-        except KitError as error:
-            print(error)
-            return 1
-        new = answers(Path(folder))
-        lines = differences({question: one for question, one in answers(RECORDS).items() if question in new}, new)
-    print("\n".join([*lines, f"{len(sample)} records computed anew, {len(lines)} differences"]))
-    if lines:
+        folders = Path(folder) / "before", Path(folder) / "now"
+        for root, place in zip((before.resolve(), ROOT), folders, strict=True):
+            asked(root, COMPUTED, str(place), *sample)
+        then, now = map(answers, folders)
+    lines = differences(then, now)
+    kept = answers(RECORDS)
+    same = sum(not differences({question: one}, {question: kept[question]}) for question, one in now.items())
+    print("\n".join([*lines, f"{len(now)} answers, {len(lines)} differences; {same} are those of the book."]))
+    if lines or len(now) != len(sample):
         return 1
-    facts = {"why": why, "parts": parts, "records": sorted(one.key for one in sample)}
+    facts = {"why": why, "parts": parts, "records": sorted(sample), "as_in_the_book": same}
     TARGET.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    keys.same_answers.cache_clear()
-    keys._known_code_of.cache_clear()
-    lost = [one for one in stale if keys.key_of(suite, one.cell) != one.key]
+    names = named(ROOT)[1]
+    lost = [key for key in stale if names[key] != key]
     print(f"{len(stale) - len(lost)} of {len(stale)} records keep their names.")
     return 1 if lost else 0
 
