@@ -54,12 +54,16 @@ print(json.dumps([{name: [code, counts_as.get(code, code)] for name, code in fou
 COMPUTED = """
 import sys
 from pathlib import Path
+from mergekit_lite.methods import registry
 from mergekit_lite.study import run
 from mergekit_lite.study.records import read_record
 from mergekit_lite.suites import load_suite
 
 records, folder, *names = sys.argv[1:]
 cells = [read_record(Path(records) / f"{name}.json", name).cell for name in names]
+for n, cell in enumerate(cells):
+    if registry.get(cell.method).access_with(cell.parameters) is registry.Access.CALIBRATION:
+        cells[n] = cell.model_copy(update={"adapt": ()})  # filled in as the pool, and refused if it is given
 run(load_suite("miniature"), cells, folder=Path(folder))
 """
 
