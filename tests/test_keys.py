@@ -224,6 +224,7 @@ def test_a_method_of_a_script_runs_on_several_workers(tmp_path: Path) -> None:
 def test_code_that_gives_the_same_answers_counts_as_the_code_of_the_records(
     suite: "Suite", monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(keys, "same_answers", dict)
     before = keys.cell_key(suite, cell())
     code = keys._code_of(evaluation.accuracies)
     monkeypatch.setattr(keys, "same_answers", lambda: {code: "another"})

@@ -98,9 +98,11 @@ class _Estimate:
     def __init__(self, suite: Suite, records: Sequence[Record]) -> None:
         self.suite, self.sizes = suite, suite.sizes
         self.pace = seconds_per_image(suite)
-        # Every record holds the time of its evaluation, and so the pace of the machine that made it.
+        # Every record holds the time of its evaluation, to the millisecond: the pace of the machine that made it.
         there = statistics.median(
-            one.seconds["evaluate"] / max(1, len(one.curve)) / sum(self.sizes[task][1] for task in one.accuracy)
+            max(one.seconds["evaluate"], 0.001)
+            / max(1, len(one.curve))
+            / sum(self.sizes[task][1] for task in one.accuracy)
             for one in records
         )
         self.slower = self.pace / there
