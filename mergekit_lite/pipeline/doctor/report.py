@@ -154,13 +154,17 @@ def _show_work(profile: str, forecasts: "Sequence[Forecast]", console: Console) 
 
 
 def _show_stock(suite: str, tasks: Sequence[str], rows: "Sequence[Stock]", console: Console) -> None:
+    from mergekit_lite.suites.suite import PREFIXES
+
     table = Table("what", "there", "missing", title=f"Suite {suite}", title_justify="left")
     for row in rows:
         count = f"{len(row.there)} of {len(row.there) + len(row.missing)}"
         table.add_row(row.what, count, ", ".join(row.missing) if row.there else "all")
     console.print(table)
     if any(row.missing for row in rows):
-        command = f"mergekit-lite fetch {suite.partition('@')[0]} --tasks {','.join(tasks)}"
+        command = f"mergekit-lite fetch {suite.partition('@')[0]}"
+        if len(tasks) < PREFIXES["twenty"]:  # all of them need not be named
+            command += f" --tasks {','.join(tasks)}"
         *_, test, train = (f"{row.to_write / 1e9:.1f} GB" for row in rows)
         console.print(
             f"`{command}` brings what is missing, and with --dry-run says how large the downloads are. Decoded, test "
