@@ -14,7 +14,6 @@ from typing import TypeVar
 import psutil
 import torch
 
-from mergekit_lite import __version__
 from mergekit_lite.errors import KitError
 
 Result = TypeVar("Result")
@@ -104,6 +103,8 @@ def _allowances(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
 
 def versions() -> dict[str, str]:
     """Return the versions that `Provenance` keeps."""
+    from mergekit_lite import __version__  # asked only now: a part of the package alone can be read, too
+
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

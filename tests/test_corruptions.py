@@ -440,10 +440,11 @@ def test_a_disk_that_is_full_for_a_worker_is_worded_and_nothing_is_left(
 
 
 SLOW = """
-import time
+import signal, time
 import fakes
 from mergekit_lite.suites import corruptions, image_files
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores it
 image_files.CHUNK = 4 * 3 * 8 * 8
 real = corruptions.corrupt
 corruptions.corrupt = lambda images, **given: time.sleep(0.2) or real(images, **given)

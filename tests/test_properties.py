@@ -24,7 +24,7 @@ from mergekit_lite.pipeline import profiles, runner
 from mergekit_lite.study import Cell, cell_key, task_data
 from mergekit_lite.study.checks import resolved
 
-METHODS = [info for info in all_methods() if info.function.__module__ != "fakes"]
+METHODS = [info for info in all_methods() if info.function.__module__.startswith("mergekit_lite.")]
 TASKS = ("digits", "signs")
 
 settings.register_profile(
