@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mergekit_lite.methods.averaging import simple_average, task_arithmetic
 from mergekit_lite.methods.consensus_merging import tall_mask
-from mergekit_lite.methods.dare_merging import dare, keep_mask
+from mergekit_lite.methods.dare_merging import dare, draws, keep_mask
 from mergekit_lite.methods.fisher import merge_with_fishers
 from mergekit_lite.methods.isotropic import iso_c, iso_cts
 from mergekit_lite.methods.registry import Merged
@@ -130,9 +130,9 @@ def test_dare_given_the_same_masks(pool: Pool, drop: float, monkeypatch: pytest.
     )
     models = {task: parameters(expert) for task, expert in experts.items()}
     kept = (
-        keep_mask(tensor, drop, seed=0, expert=task, tensor=name).float()
-        for task, expert in experts.items()
-        for name, tensor in expert.items()
+        keep_mask(tensor, drop, generator).float()
+        for generator, expert in ((draws(0, task), expert) for task, expert in experts.items())
+        for tensor in expert.values()
     )
     monkeypatch.setattr(torch, "rand_like", lambda like: next(kept))  # 1, above any rate, where an entry stays, else 0
     theirs = algorithm.run(

@@ -12,7 +12,7 @@ from torch import Tensor
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.averaging import task_arithmetic
 from mergekit_lite.methods.consensus_merging import consensus, tall_mask
-from mergekit_lite.methods.dare_merging import dare, keep_mask
+from mergekit_lite.methods.dare_merging import dare, draws, keep_mask
 from mergekit_lite.methods.registry import Merged
 from mergekit_lite.weight_files import LazyWeights, write
 from mergekit_lite.weights import task_vector
@@ -80,15 +80,16 @@ def test_dropping_nothing_is_task_arithmetic_bit_for_bit(pico: Pico) -> None:
 
 def test_what_stays_is_rescaled_and_the_rest_is_the_base(pico: Pico) -> None:
     merged = dare(pico.base, {"signs": pico.experts["signs"]}, drop=0.75, scaling=0.5).weights
+    generator = draws(0, "signs")
     for name, vector in task_vector(pico.experts["signs"], pico.base).items():
-        mask = keep_mask(vector, 0.75, seed=0, expert="signs", tensor=name)
+        mask = keep_mask(vector, 0.75, generator)
         torch.testing.assert_close(merged[name], pico.base[name] + 0.5 * 4 * vector * mask, rtol=0, atol=1e-14)
 
 
 def test_the_share_dropped_is_the_probability() -> None:
     start = torch.zeros(400, 500)
     for drop in (0.1, 0.5, 0.9, 0.99):
-        kept = keep_mask(start, drop, seed=0, expert="a", tensor="b").double().mean()
+        kept = keep_mask(start, drop, draws(0, "a")).double().mean()
         assert abs(kept - (1 - drop)) < 5 * (drop * (1 - drop) / start.numel()) ** 0.5  # five standard deviations
 
 
@@ -104,21 +105,32 @@ def test_the_mean_over_seeds_is_task_arithmetic(pico: Pico) -> None:
     assert error.max() > 0
 
 
-def test_a_mask_depends_on_seed_expert_and_tensor_and_on_nothing_else() -> None:
+def test_a_mask_depends_on_seed_expert_and_place_and_on_nothing_else() -> None:
     start = torch.zeros(50, 40)
-    mask = keep_mask(start, 0.5, seed=0, expert="digits", tensor="proj")
-    assert torch.equal(mask, keep_mask(start.double() + 1, 0.5, seed=0, expert="digits", tensor="proj"))
+    mask = keep_mask(start, 0.5, draws(0, "digits"))
+    assert torch.equal(mask, keep_mask(start.double() + 1, 0.5, draws(0, "digits")))
+    later = draws(0, "digits")
+    keep_mask(start, 0.5, later)
     others = [
-        keep_mask(start, 0.5, seed=1, expert="digits", tensor="proj"),
-        keep_mask(start, 0.5, seed=0, expert="signs", tensor="proj"),
-        keep_mask(start, 0.5, seed=0, expert="digits", tensor="ln.bias"),
+        keep_mask(start, 0.5, draws(1, "digits")),
+        keep_mask(start, 0.5, draws(0, "signs")),
+        keep_mask(start, 0.5, later),
     ]
     # Independent masks agree in half of 2000 entries; 0.06 are five standard deviations.
     assert all(abs((mask == other).double().mean() - 0.5) < 0.06 for other in others)
 
 
+def test_the_draw_depends_neither_on_names_of_tensors_nor_on_where_they_are_cut(pico: Pico) -> None:
+    def cut(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{name}/{row}": part for name, tensor in weights.items() for row, part in enumerate(tensor)}
+
+    whole = dare(pico.base, pico.experts).weights
+    parts = dare(cut(pico.base), {task: cut(expert) for task, expert in pico.experts.items()}).weights
+    assert same_bits(parts, cut(whole))
+
+
 def test_a_larger_drop_drops_more_of_the_same_entries() -> None:
-    masks = [keep_mask(torch.zeros(50, 40), drop, seed=0, expert="a", tensor="b") for drop in (0.0, 0.3, 0.6, 0.9)]
+    masks = [keep_mask(torch.zeros(50, 40), drop, draws(0, "a")) for drop in (0.0, 0.3, 0.6, 0.9)]
     assert masks[0].all()
     assert all((fewer <= more).all() for more, fewer in pairwise(masks))
 
