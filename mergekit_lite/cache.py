@@ -245,7 +245,7 @@ def _acquire(lock: BaseFileLock) -> None:
 
 def _check_holder(path: Path, error: Timeout) -> None:
     """Raise unless the process that `path` names is one of this machine that lives."""
-    age = (time.time() - path.stat().st_mtime) / 60
+    age = max(0.0, time.time() - path.stat().st_mtime) / 60  # a clock may have been set back since
     words = path.read_text(encoding="utf-8", errors="replace").split()
     pid, host, *_ = words if len(words) > 1 else ["unknown", "an unknown machine"]
     here = host.startswith(socket.gethostname())  # filelock adds to it which container it is
