@@ -1,0 +1,1 @@
+"""Accuracy of checkpoints as people have them, on the tasks of a suite."""
