@@ -21,7 +21,7 @@ from mergekit_lite.cache import file_digest
 from mergekit_lite.cli import app
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import pickled
-from mergekit_lite.suites.clip.encoder_layout import layout
+from mergekit_lite.suites.clip.encoder_layout import check_encoder, layout
 from mergekit_lite.weight_files import LazyWeights, read
 from mergekit_lite.weights import weights_hash
 
@@ -386,7 +386,7 @@ def test_views_of_one_storage_are_read_once_and_kept_apart(tmp_path: Path, monke
 
     monkeypatch.setattr(zipfile.ZipFile, "read", noted)
     with source.open("rb") as stream:
-        found = pickled._read(stream, None)
+        found = pickled._read(stream, pickled._image_encoder, check_encoder)
     assert same(found, weights)
     assert [name.split("/")[-2:] for name in opened] == [["x", "data.pkl"], ["data", "0"]]
     assert all(tensor.untyped_storage().nbytes() == 4 * tensor.numel() for tensor in found.values())

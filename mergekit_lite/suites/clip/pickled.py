@@ -67,17 +67,7 @@ def convert(
             raise KitError(f"--output {output} is a folder. Name the file to write in it.")
     except OSError as error:
         raise KitError(f"{spelt(path)} cannot be read ({error.strerror}). Check the path.") from error
-    try:
-        with path.open("rb") as stream:
-            weights = _read(stream, model)
-    except KitError as error:
-        raise KitError(f"{path} is not converted: {error}.") from error
-    except PermissionError as error:
-        raise KitError(f"{path} cannot be read ({error.strerror}). Ask its owner for the right to.") from error
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, RecursionError, MemoryError) as error:
-        raise _damaged(path, error) from error
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
-        raise _damaged(path, error) from error
+    weights = _read_whole(path, _image_encoder, lambda shapes: check_encoder(shapes, model), "is not converted")
     check_floating(weights, name=f"the tensors in {path}")
     check_finite(weights, name=str(path))
     metadata = {
@@ -90,6 +80,38 @@ def convert(
     }
     write(output, weights, metadata)
     return output
+
+
+def state_dict(path: Path) -> Weights:
+    """Return all tensors of a pickled state dict or module, under the names it has for them.
+
+    If the tensors lie in one entry of a dictionary, such as ``state_dict``, the entry's name is taken off.
+
+    Raises:
+        KitError: it is damaged or of another kind, holds no tensors, or refers to anything but tensors, containers and
+            known modules (then nothing in it was run).
+    """
+    return _read_whole(path, _all_tensors, lambda shapes: None, "is not read")
+
+
+Tensors = Callable[[Any], dict[str, Record]]
+"""What picks the tensors that are wanted out of a tree of records."""
+Check = Callable[[Mapping[str, tuple[int, ...]]], None]
+"""What refuses tensors by their names and shapes, before any of them is read."""
+
+
+def _read_whole(path: Path, pick: Tensors, check: Check, refused: str) -> Weights:
+    try:
+        with path.open("rb") as stream:
+            return _read(stream, pick, check)
+    except KitError as error:
+        raise KitError(f"{path} {refused}: {error}.") from error
+    except PermissionError as error:
+        raise KitError(f"{path} cannot be read ({error.strerror}). Ask its owner for the right to.") from error
+    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, RecursionError, MemoryError) as error:
+        raise _damaged(path, error) from error
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+        raise _damaged(path, error) from error
 
 
 def _check_paths(path: Path, output: Path) -> None:
@@ -113,21 +135,21 @@ def _damaged(path: Path, error: Exception) -> KitError:
     )
 
 
-def _read(stream: IO[bytes], model: ClipModel | None) -> Weights:
-    """Return the image encoder's tensors of a checkpoint."""
+def _read(stream: IO[bytes], pick: Tensors, check: Check) -> Weights:
+    """Return the tensors of a checkpoint that are wanted."""
     beginning = stream.read(2)
     stream.seek(0)
     if beginning == b"PK":
         with zipfile.ZipFile(stream) as archive:
-            return _read_archive(archive, model)
+            return _read_archive(archive, pick, check)
     if beginning[:1] != b"\x80":  # the first byte of every pickle that torch writes
         raise KitError("it is neither an archive nor a pickle of torch.save. Give the file as its authors published it")
     if loaded(stream) != MAGIC:
         raise KitError("it is a pickle, but not one of torch.save. Load it where it was made and save its state dict")
-    return _read_old(stream, model)
+    return _read_old(stream, pick, check)
 
 
-def _read_archive(archive: zipfile.ZipFile, model: ClipModel | None) -> Weights:
+def _read_archive(archive: zipfile.ZipFile, pick: Tensors, check: Check) -> Weights:
     """Read what torch has written since 1.6: an archive of one pickle and of one file per storage, not compressed."""
     names = archive.namelist()
     pickles = [name for name in names if name.split("/")[-1] == "data.pkl"]
@@ -136,10 +158,10 @@ def _read_archive(archive: zipfile.ZipFile, model: ClipModel | None) -> Weights:
         raise KitError("it is an archive, but not one of torch.save (TorchScript perhaps). Save the model's state dict")
     folder = pickles[0].removesuffix("data.pkl")
     tree = loaded(io.BytesIO(archive.read(pickles[0])))
-    return _weights(_image_encoder(tree), lambda storage: archive.read(f"{folder}data/{storage.key}"), model)
+    return _weights(pick(tree), lambda storage: archive.read(f"{folder}data/{storage.key}"), check)
 
 
-def _read_old(stream: IO[bytes], model: ClipModel | None) -> Weights:
+def _read_old(stream: IO[bytes], pick: Tensors, check: Check) -> Weights:
     """Read what torch wrote before 1.6: pickles one after another, then the numbers of each storage."""
     loaded(stream)  # version of the format
     loaded(stream)  # the machine's byte order and word sizes
@@ -157,7 +179,7 @@ def _read_old(stream: IO[bytes], model: ClipModel | None) -> Weights:
         stream.seek(places[storage.key])
         return stream.read(storage.size)
 
-    return _weights(_image_encoder(tree), read, model)
+    return _weights(pick(tree), read, check)
 
 
 def _image_encoder(tree: Any) -> dict[str, Record]:
@@ -180,6 +202,18 @@ def _image_encoder(tree: Any) -> dict[str, Record]:
         left = f" What else there is, {others}, is left out." if others else ""
         print(f"The image encoder is in the entry '{spelt(entry)}'.{left}", flush=True)
     return {name.removeprefix(prefix): record for name, record in tensors.items() if name.startswith(prefix)}
+
+
+def _all_tensors(tree: Any) -> dict[str, Record]:
+    """Return the records of all tensors; if they all lie in one entry of a dictionary, by their names in there."""
+    tensors = dict(_tensors(tree, "", set()))
+    if not tensors:
+        raise KitError(f"it holds {_content(tree, tensors)}. Give the file of a model's state dict")
+    entries = {name.partition(".")[0] for name in tensors}
+    modules = isinstance(tree, Record) and "_modules" in (tree.state or {})
+    if len(entries) == 1 and not modules and (entry := entries.pop()) in ("state_dict", "model_state_dict", "model"):
+        return {name.removeprefix(f"{entry}."): record for name, record in tensors.items()}
+    return tensors
 
 
 def _content(tree: Any, tensors: Mapping[str, Record]) -> str:
@@ -225,10 +259,10 @@ def _is_name(name: Any) -> bool:
     return isinstance(name, str) and len(name) <= NAME_LENGTH
 
 
-def _weights(records: Mapping[str, Record], read: Callable[[Storage], bytes], model: ClipModel | None) -> Weights:
+def _weights(records: Mapping[str, Record], read: Callable[[Storage], bytes], check: Check) -> Weights:
     """Return the tensors that the records stand for, each in memory of its own; each storage is read once."""
     views = {name: _view(record) for name, record in records.items()}
-    check_encoder({name: shape for name, (_, _, shape, _) in views.items()}, model)
+    check({name: shape for name, (_, _, shape, _) in views.items()})
     by_storage: dict[Storage, list[str]] = {}
     for name, (storage, *_) in views.items():
         by_storage.setdefault(storage, []).append(name)
