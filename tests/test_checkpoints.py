@@ -320,7 +320,7 @@ def test_what_transformers_writes_is_read_seen_and_written_back(name: str, how: 
             model.get_parameter(f"encoder.layer.0.attention.self.{one}.weight") for one in ("query", "key", "value")
         ]
         fused = viewed(checkpoint)["encoder.layer.0.attention.self.query_key_value.weight"]
-        assert torch.equal(fused, torch.cat(parts))
+        assert torch.equal(fused, torch.cat(tuple(parts)))
 
 
 @pytest.mark.parametrize("prefix", ["", "visual.trunk."])
