@@ -1,13 +1,12 @@
 """Profiles: which notebooks to run, on which suite and with which parameters."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from mergekit_lite.errors import KitError, shown, suggestion
+from mergekit_lite.yaml_files import read_yaml
 
 # A name that becomes a file's: letters, digits, underscores and hyphens, so that no path climbs out of its folder. Of
 # fifty letters, as each can take four bytes, and names of files end at 255.
@@ -59,15 +58,6 @@ class Profile(BaseModel):
     notebooks: dict[_PlainName, dict[str, Any]] = Field(min_length=1)
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values only, as `yaml.safe_load`."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > 10_000:  # merges (`<<`) of merges double at each level, and would never end
-            raise yaml.constructor.ConstructorError(None, None, "too many merged keys", node.start_mark)
-
-
 def find_root(start: Path | None = None) -> Path:
     """Return the folder at or above `start` (default: the current one) that holds `profiles/` and `notebooks/`.
 
@@ -95,17 +85,7 @@ def load(name: str, root: Path) -> Profile:
     if name not in names:
         hint = suggestion(name, names)
         raise KitError(f"There is no profile '{name}'.{hint} Profiles: {', '.join(names) or 'none'}.")
-    if not os.path.isfile(path):  # a folder, or a device that never ends
-        raise KitError(f"profiles/{path.name} cannot be read: it is no file. Make it one.")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise KitError(f"profiles/{path.name} cannot be read ({error.strerror}). Make it a readable file.") from error
-    except RecursionError as error:
-        raise KitError(f"profiles/{path.name} is nested too deeply. Write it flat.") from error
-    # Besides its own errors yaml raises what its constructors meet: a number of thousands of digits, `!!bool perhaps`.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError) as error:
-        raise KitError(f"profiles/{path.name} is not valid YAML: {error}") from error
+    content = read_yaml(path, f"profiles/{path.name}")
     if not isinstance(content, dict):
         raise KitError(f"profiles/{path.name} must hold `suite:` and `notebooks:`; it holds {type(content).__name__}.")
     # `eight_tasks:` with nothing behind it means: all parameters as the notebook has them.
