@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from mergekit_lite.cli.course import app as course
-from mergekit_lite.cli.wording import worded
+from mergekit_lite.cli.merging import merge
+from mergekit_lite.cli.wording import at_home, worded
 from mergekit_lite.errors import KitError
 
 app = typer.Typer(
@@ -19,14 +20,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(course, name="course")
-
-
-def _at_home(path: Path | None) -> Path | None:
-    """Return `path` with the home folder that a ~ stands for, which a shell leaves to us behind ``--output=``."""
-    try:
-        return path and path.expanduser()
-    except RuntimeError as error:
-        raise KitError(f"'{path}' cannot be found: {error} Name it by its whole path.") from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -122,7 +115,7 @@ def pretrain(
         raise KitError(f"The base weights of '{suite}' are not made here. Suites that can be pre-trained: miniature.")
     from mergekit_lite.cache import check_writable
 
-    output = _at_home(output)
+    output = at_home(output)
     if output is not None:
         if output.is_dir():
             raise KitError(f"{output} is a folder. Name a file in it, such as base.safetensors.")
@@ -163,7 +156,7 @@ def finetune(
         tuning.make_expert(
             load_suite(suite, device),
             task,
-            output=_at_home(output) or Path("finetuned") / suite / task,
+            output=at_home(output) or Path("finetuned") / suite / task,
             steps=steps,
             learning_rate=learning_rate,
             batch_size=batch_size,
@@ -201,7 +194,7 @@ def convert(
     if not file.name:
         raise KitError(f"'{file}' is a folder. Name the checkpoint, such as finetuned.pt.")
     check_family(family)
-    file, output = _at_home(file) or file, _at_home(output)
+    file, output = at_home(file) or file, at_home(output)
     if suite is not None or task is not None:
         from mergekit_lite.suites.clip.converted import place
 
@@ -256,4 +249,7 @@ def fetch(
     from mergekit_lite.suites.clip import fetch as fetching
     from mergekit_lite.workers import cores
 
-    fetching.fetch_suite(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run, lock=_at_home(lock))
+    fetching.fetch_suite(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run, lock=at_home(lock))
+
+
+app.command()(merge)

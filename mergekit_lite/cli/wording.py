@@ -3,6 +3,7 @@
 import errno
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -19,6 +20,18 @@ def escaped(text: str) -> str:
         one if one.isprintable() or one == "\n" else one.encode("unicode_escape", "backslashreplace").decode()
         for one in text
     )
+
+
+def at_home(path: Path | None) -> Path | None:
+    """Return `path` with the home folder that a ~ stands for, which a shell leaves to us behind ``--output=``.
+
+    Raises:
+        KitError: nobody has that home.
+    """
+    try:
+        return path and path.expanduser()
+    except RuntimeError as error:
+        raise KitError(f"'{path}' cannot be found: {error} Name it by its whole path.") from error
 
 
 def worded(command: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

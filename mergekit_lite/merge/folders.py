@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.words import spelt
 
 
-def check_free(folder: Path, sources: dict[str, tuple[Path, ...]]) -> None:
+def check_free(folder: Path, sources: Mapping[str, tuple[Path, ...]]) -> None:
     """Check that a new folder may be made at `folder`.
 
     Args:
