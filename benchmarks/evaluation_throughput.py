@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import measuring, models
-from mergekit_lite.suites.clip.clip_suite import ClipSuite, computes_in_bfloat16
+from mergekit_lite.suites.clip.clip_suite import ClipSuite
+from mergekit_lite.suites.clip.half import computes_in_bfloat16
 from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.suites.suite import Split, Suite, Task, Which
 

@@ -29,7 +29,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
 from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, load_suite, scoring
-from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, hub, pins, sources, trouble
+from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, half, hub, pins, sources, trouble
 from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.printed import Row, prints
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers
@@ -159,10 +159,10 @@ def test_bfloat16_is_used_on_a_gpu_that_multiplies_in_it_itself(
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     monkeypatch.setattr(torch.cuda, "device", current)
-    suite._half = clip_suite.computes_in_bfloat16(torch.device("cuda:1"))
+    suite._half = half.computes_in_bfloat16(torch.device("cuda:1"))
     assert asked == [("cuda:1", False)]
     assert suite.working_dtype == expected
-    assert not clip_suite.computes_in_bfloat16(torch.device("cpu"))
+    assert not half.computes_in_bfloat16(torch.device("cpu"))
     features = suite.encode(suite.base, torch.from_numpy(suite.split("mnist", "test").images[:2]))
     assert features.dtype == torch.float32
 

@@ -5,6 +5,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,10 @@ SUITES = {
 """Name -> module with `load(name, device)`; imported when asked for, since open_clip takes seconds. Any other module
 with such a function is named by its dotted path, as in an import."""
 
+OWN = "mergekit_lite.suites.own"
+SUFFIXES = (".yaml", ".yml")
+"""Ends of a suite file's name."""
+
 FAMILY = re.compile(r"@[\w.-]{1,60}\Z", re.ASCII)
 """What may follow the name of a real suite: whose converted experts it merges, such as ``clip-vit-b-32@OC-8``."""
 
@@ -33,16 +38,21 @@ __all__ = ["SUITES", "Split", "Suite", "Task", "check_family", "check_name", "lo
 def check_name(name: str) -> str:
     """Return the module that makes the suite called `name`.
 
-    A name is one of `SUITES`, or the dotted path of a module; behind it an @ and a family of experts may stand.
+    A name is one of `SUITES`, the dotted path of a module, or a suite file; behind the first two an @ and a family of
+    experts may stand.
 
     Raises:
-        KitError: there is no such suite or module, or its experts come in one family only.
+        KitError: there is no such suite, module or file, or its experts come in one family only.
     """
+    if name.endswith(SUFFIXES):
+        if not Path(name).expanduser().is_file():
+            raise KitError(f"There is no suite file '{name}'. Check the path.")
+        return OWN
     plain = FAMILY.sub("", name)
     if plain not in SUITES and not _is_module(plain):
         raise KitError(
-            f"There is no suite '{name}'.{suggestion(name, SUITES)} Suites: {', '.join(SUITES)}, or the dotted path of "
-            "a module with a function `load(name, device)`."
+            f"There is no suite '{name}'.{suggestion(name, SUITES)} Suites: {', '.join(SUITES)}, a suite file such as "
+            "birds.yaml, or the dotted path of a module with a function `load(name, device)`."
         )
     if plain != name and plain == "miniature":
         raise KitError(f"There is no suite '{name}': the miniature makes its own experts. Leave '@...' out.")

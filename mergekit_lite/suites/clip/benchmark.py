@@ -49,9 +49,10 @@ class HubTask:
         dataset, config: id on the hub and configuration, if it has several.
         train_split, test_split: names of the splits.
         image_column, label_column: names of the columns.
-        test_images: size of the test split.
+        test_images: size of the test split; 0 if nobody published it.
         experts: key of a model -> repository of the encoder fine-tuned on this task.
         accuracy: key of a model -> "pretrained" and "finetuned" top-1 accuracy in percent, as FusionBench printed it.
+        revision: commit of the data set; None is the present one, or what `reference/tasks.json` knows to be right.
     """
 
     name: str
@@ -67,6 +68,7 @@ class HubTask:
     templates: tuple[str, ...]
     experts: Mapping[str, str]
     accuracy: Mapping[str, Mapping[str, float]]
+    revision: str | None = None
 
 
 @cache

@@ -1,20 +1,18 @@
 """A suite of real models: a CLIP, with data sets and experts that lie on the Hugging Face hub."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
-from torch.nn.functional import normalize
 
 from mergekit_lite.cache import content_hash
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import check, decoded, hub
 from mergekit_lite.suites.clip.benchmark import ClipModel, HubTask, base_file, expert_file, hub_tasks
+from mergekit_lite.suites.clip.half import HalfSuite
 from mergekit_lite.suites.clip.pixels import Crop
 from mergekit_lite.suites.clip.printed import Row
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights
@@ -25,18 +23,7 @@ HELD_OUT = 20
 """One of so many training images that are kept is held out: 250 of 5,000."""
 
 
-def computes_in_bfloat16(device: torch.device) -> bool:
-    """Return whether it is a GPU that multiplies in bfloat16 itself, as NVIDIA's do from Ampere (2020) on.
-
-    Older ones take float16, too, but then gradients below 6e-8 become zero, and activations above 65,504 infinite.
-    """
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-class ClipSuite(Suite):
+class ClipSuite(HalfSuite):
     """Weights come from the hub and stay in the hub's own cache; images are decoded once into this library's cache.
 
     Attributes:
@@ -67,7 +54,6 @@ class ClipSuite(Suite):
             ) from error
         super().__init__(model.name, model.title, tasks, clip, open_clip.get_tokenizer(model.architecture), device)
         self._side = int(clip.visual.image_size[0])
-        self._half = computes_in_bfloat16(device)
         self._said: dict[str, int] = {}  # how many test images `sizes` said that a task has
 
     @staticmethod
@@ -135,31 +121,6 @@ class ClipSuite(Suite):
     def computing(self) -> tuple[Callable[..., Any], ...]:
         """What computes the result, and what reads the experts, whose hash is that of transformers' file."""
         return (*super().computing, TransformersWeights)
-
-    @property
-    def working_dtype(self) -> torch.dtype:
-        """The precision that `encode` works in."""
-        return torch.bfloat16 if self._half else torch.float32
-
-    def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Return the features (N, D) of unit length that the encoder with `weights` gives for `images` (N, 3, H, W).
-
-        On a GPU with bfloat16 the encoder works in that (autocast: weights and their gradients stay float32), the
-        features are float32 again. On an older GPU, and on a CPU, all of it is float32.
-        """
-        images = self._normalised(images)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            features = functional_call(self._model.visual, dict(weights), (images,))
-        return normalize(features.float() if self._half else features, dim=-1)
-
-    def layer_inputs(self, weights: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-        """Return what goes into each linear layer, see `Suite.layer_inputs`; float32 on a GPU too.
-
-        RegMean inverts the sums of their products, and bfloat16 keeps less than three digits.
-        """
-        exact = copy(self)
-        exact._half = False
-        return Suite.layer_inputs(exact, weights, images)
 
     def prepare(self, tasks: Sequence[str], workers: int) -> None:
         """Fetch the experts of `tasks`, fetch and decode their test images, and check the base and the experts.

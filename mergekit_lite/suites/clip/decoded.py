@@ -37,7 +37,7 @@ from mergekit_lite.suites.clip.hub import cleared
 from mergekit_lite.suites.clip.hub_data import labelled
 from mergekit_lite.suites.clip.labels import label_numbers
 from mergekit_lite.suites.clip.pixels import Crop, Preprocessing, Work, decode_rows, handed_over, preprocessing
-from mergekit_lite.suites.clip.sources import known_source, located
+from mergekit_lite.suites.clip.sources import WHICH, known_source, located
 from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Split, Task, Which, checked_split
 from mergekit_lite.workers import side_by_side
@@ -153,10 +153,13 @@ def known(task: HubTask, which: Which, side: int, crop: Crop = "transformers") -
 
 
 def sizes(task: HubTask) -> tuple[int, int]:
-    """Return how many training images are kept and how many test images there are, as published."""
-    source = known_source(task, "train")
-    train = source.rows if source and source.rows else TRAIN_SIZES[task.name]
-    return min(train, train_images() or train), task.test_images
+    """Return how many training images are kept and how many test images there are, as published.
+
+    Of a data set outside the benchmark that is what its card says; 0 as long as nobody knows.
+    """
+    train, test = (source.rows or 0 if source else 0 for source in map(partial(known_source, task), WHICH))
+    train = train or TRAIN_SIZES.get(task.name, 0)
+    return min(train, train_images() or train), task.test_images or test
 
 
 def counted(task: HubTask, side: int, crop: Crop = "transformers") -> tuple[int, int]:
@@ -274,10 +277,10 @@ def _decode(task: HubTask, which: Which, side: int, crop: Crop, images: Path, wo
     order = np.arange(len(dataset))
     if which == "train":  # numpy promises the same numbers from RandomState for ever, not from its newer generators
         order = np.random.RandomState(0).permutation(len(dataset))[: train_images() or None]
-    elif len(dataset) != task.test_images:
+    elif task.test_images and len(dataset) != task.test_images:
         print(f"{task.name}: {len(dataset)} test images, not {task.test_images} as in FusionBench.", flush=True)
     work = Work(task.name, dataset, order, part, preprocessing(side, crop))
-    hashes = _fill(work, f"{task.name}, {which}", (len(order), 3, side, side), _ledger_path(images), workers)
+    hashes = filled(work, f"{task.name}, {which}", (len(order), 3, side, side), _ledger_path(images), workers)
     with written_whole(_labels_path(images)) as temporary, temporary.open("wb") as stream:
         np.save(stream, label_numbers(dataset, task)[order])
     source = located(task, which)
@@ -300,7 +303,7 @@ def _decode(task: HubTask, which: Which, side: int, crop: Crop, images: Path, wo
     shutil.rmtree(arrow, ignore_errors=True)  # the library's own copy is not needed any more
 
 
-def _fill(work: Work, what: str, shape: tuple[int, int, int, int], ledger: Path, workers: int) -> list[str]:
+def filled(work: Work, what: str, shape: tuple[int, int, int, int], ledger: Path, workers: int) -> list[str]:
     """Decode the chunks that are not there yet into the unfinished file, and return the hashes of all."""
     part, total = work.part, shape[0]
     if _mapped(part, shape) is None:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from mergekit_lite.cache import check_writable, content_hash, sweep_dead, written_whole
 from mergekit_lite.errors import KitError, shown
 from mergekit_lite.suites.clip.benchmark import MODELS
-from mergekit_lite.suites.clip.clip_suite import computes_in_bfloat16
+from mergekit_lite.suites.clip.half import computes_in_bfloat16
 from mergekit_lite.suites.clip.transformers_format import to_transformers
 from mergekit_lite.suites.scoring import accuracy
 from mergekit_lite.suites.suite import Suite

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,13 +76,33 @@ def preprocessing(side: int, crop: Crop) -> Preprocessing:
 
 @dataclass
 class Work:
-    """What a worker process decodes from, and the unfinished file (N, 3, side, side) it decodes to."""
+    """What a worker process decodes from, and the unfinished file (N, 3, side, side) it decodes to.
+
+    Attributes:
+        task: whose images they are.
+        dataset: gives for a number a dictionary with a PIL image under `image`.
+        order: the numbers of the images that are wanted.
+        part: the unfinished file.
+        pixels: from an image to its pixels.
+        remedy: what to do about an image that cannot be decoded.
+    """
 
     task: str
-    dataset: "datasets.Dataset"
+    dataset: "datasets.Dataset | Pictures"
     order: NDArray[np.int64]
     part: Path
     pixels: Preprocessing
+    remedy: str = CHANGED
+
+
+class Pictures(Protocol):
+    """Images that are no data set of the hub."""
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """Return a dictionary with the PIL image under `image`."""
+
+    def name(self, place: int) -> str:
+        """Return what an image is called, for errors."""
 
 
 def handed_over(work: Work) -> Work:
@@ -99,7 +119,8 @@ def decode_rows(work: Work, rows: tuple[int, int]) -> str:
         try:
             chunk[row] = work.pixels(work.dataset[place]["image"])
         except (OSError, ValueError, SyntaxError, AttributeError) as error:  # AttributeError: there is no image
-            raise KitError(f"Task '{work.task}': image {place} cannot be decoded ({error}). {CHANGED}") from error
+            called = getattr(work.dataset, "name", str)(place)
+            raise KitError(f"Task '{work.task}': image {called} cannot be decoded ({error}). {work.remedy}") from error
     # Written, not mapped: on a full disk a mapped page would end the process without a word.
     try:
         with work.part.open("r+b") as stream:

@@ -129,7 +129,7 @@ def _read(path: Path) -> Source:
 
 def place(task: HubTask, split: str) -> Path:
     """Return the file that says where a split lies; without it the hub is asked."""
-    key = content_hash([task.dataset, task.config, split])
+    key = content_hash([task.dataset, task.config, split, *([task.revision] if task.revision else [])])
     return cache_dir("sources", "clip") / f"{task.name}-{split}-{key}.json"
 
 
@@ -143,7 +143,7 @@ def _ask(task: HubTask, which: Which, commit: str | None) -> dict[str, Source]:
         )
     api = HfApi()
     # The commit first: given `main`, the library would also ask another server for facts that it does not need.
-    commit = commit or pins.completed(task.dataset, "dataset")
+    commit = commit or task.revision or pins.completed(task.dataset, "dataset")
     facts = asked(what, lambda: api.dataset_info(task.dataset, revision=commit))
     commit = commit or facts.sha or ""
     wanted = [split_name(task, one) for one in WHICH]
