@@ -72,7 +72,8 @@ def _timm_config(name: str) -> dict[str, Any]:
     if not timm.is_model(name):
         raise KitError(f"timm knows no model '{spelt(name)}'.{suggestion(name, timm.list_models())}")
     model: Any = timm.create_model(name, num_classes=0)
-    vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "none"}
+    pool = getattr(model, "global_pool", "avg")  # as the model itself: a vision transformer may take its class token
+    vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": "none"}
     facts: Any = model.pretrained_cfg
     side = int(facts["input_size"][-1])
     return {"embed_dim": model.num_features, "vision_cfg": {**vision, "image_size": side}, "text_cfg": TEXT}
