@@ -79,9 +79,9 @@ def _seconds(job: Job) -> float | None:
         chosen = max((name for name in costs if costs[name] <= MEASURED), key=costs.__getitem__, default=None)
         chosen = chosen or min(costs, key=costs.__getitem__)
         return _timed(job, dict.fromkeys([chosen])) * sum(costs.values()) / costs[chosen]
-    spans = spans_of(dict(sorted(entries.items(), key=lambda one: -one[1])))
+    spans = spans_of(dict(sorted(entries.items(), key=lambda one: -one[1])), PIECE)
     sizes = {label: span[2] - span[1] for label, span in spans.items() if span}
-    some = next(grouped(sizes))
+    some = next(grouped(sizes, PIECE))
     share = sum(sizes[label] for label in some) / sum(sizes.values())
     return _timed(job, {label: spans[label] for label in some}) / share
 

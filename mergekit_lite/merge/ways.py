@@ -110,7 +110,7 @@ def entries_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
     }
 
 
-def spans_of(entries: Mapping[str, int], size: int = PIECE) -> dict[str, Span | None]:
+def spans_of(entries: Mapping[str, int], size: int) -> dict[str, Span | None]:
     """Return the pieces, of at most `size` entries, of tensors with so many entries."""
     found: dict[str, Span | None] = {}
     for name, count in entries.items():
@@ -122,7 +122,7 @@ def spans_of(entries: Mapping[str, int], size: int = PIECE) -> dict[str, Span | 
     return found
 
 
-def grouped(sizes: Mapping[str, int], most: int = PIECE) -> Iterator[list[str]]:
+def grouped(sizes: Mapping[str, int], most: int) -> Iterator[list[str]]:
     """Yield names in order, as many at a time as have `most` entries together, at least one."""
     group: list[str] = []
     held = 0
@@ -168,10 +168,10 @@ def run(
         KitError: of the method; or the outcome is too large for the dtype that it is stored in.
     """
     entries = entries_of(base)
-    spans: dict[str, Span | None] = spans_of(entries) if way.startswith("pieces") else dict.fromkeys(base)
+    spans: dict[str, Span | None] = spans_of(entries, PIECE) if way.startswith("pieces") else dict.fromkeys(base)
     sizes = {label: entries[label] if span is None else span[2] - span[1] for label, span in spans.items()}
     merged = Merged({})
-    for labels in grouped(sizes) if way in ("pieces", "tensors") else [list(sizes)]:
+    for labels in grouped(sizes, PIECE) if way in ("pieces", "tensors") else [list(sizes)]:
         if way == "whole":
             merged = merge(base, experts)
         else:
