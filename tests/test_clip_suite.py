@@ -29,7 +29,17 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.methods import task_arithmetic
 from mergekit_lite.study import Cell
 from mergekit_lite.suites import SUITES, load_suite, scoring
-from mergekit_lite.suites.clip import ClipSuite, ConvertedSuite, check, clip_suite, decoded, half, hub, pins, sources, trouble
+from mergekit_lite.suites.clip import (
+    ClipSuite,
+    ConvertedSuite,
+    check,
+    decoded,
+    half,
+    hub,
+    pins,
+    sources,
+    trouble,
+)
 from mergekit_lite.suites.clip.benchmark import MODELS, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.printed import Row, prints
 from mergekit_lite.suites.clip.transformers_format import TransformersWeights, to_transformers

@@ -444,7 +444,7 @@ dataset = [{"image": Image.new("RGB", (224, 224), (1, 2, 3))}] * 20
 work = pixels.Work("mnist", dataset, np.arange(20), Path("disk/.part"), pixels.preprocessing(224, "transformers"))
 decoded.CHUNK = 4
 try:
-    decoded._fill(work, "mnist, test", (20, 3, 224, 224), Path("disk/.ledger"), 1)
+    decoded.filled(work, "mnist, test", (20, 3, 224, 224), Path("disk/.ledger"), 1)
 except KitError as error:
     print(error)
 """

@@ -24,7 +24,6 @@ from mergekit_lite.merge.folders import check_space, new_folder
 from mergekit_lite.merge.streamed import StreamedFile
 
 CODED = [*streamed._CODES]
-FULL = Path(__file__).parent / "records"
 
 
 def call(*arguments: str) -> tuple[int, str, str]:
@@ -78,7 +77,7 @@ def test_a_file_with_a_hole_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_dtype_without_a_code_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match="'a' is .*complex128, which cannot be written"):
+    with pytest.raises(KitError, match=r"'a' is torch\.complex128, which cannot be written"):
         StreamedFile(tmp_path / "x", {"a": ((3,), torch.complex128)}, {})
     assert not list(tmp_path.iterdir())
 
@@ -86,7 +85,7 @@ def test_a_dtype_without_a_code_is_refused(tmp_path: Path) -> None:
 def test_what_belongs_to_the_base_is_copied_and_what_is_no_float_is_listed(here: Path) -> None:
     code, said, _ = call("task_arithmetic", *TWO, "-o", "merged")
     assert code == 0
-    assert "Task Arithmetic of 2 experts: 3 tensors, 96 numbers; 1 tensors are copied from the base." in said
+    assert "Task Arithmetic of 2 experts: 3 tensors, 96 numbers; 1 more is copied from the base." in said
     assert "Names: fused" in said
     assert said.endswith("Merged: merged\nTo share it: hf upload ORG/NAME merged\n")
     files = {path.name for path in (here / "merged").iterdir()}
@@ -180,7 +179,7 @@ def test_experts_of_a_wider_dtype_lose_nothing_before_the_sum(here: Path) -> Non
     for seed, name in enumerate("ab", start=1):
         save_file(weights(seed), here / name / "model.safetensors")
     _, said, _ = call("task_arithmetic", *TWO, "--dry-run")
-    assert "3 bfloat16 (merged in float32, as some expert is)" in " ".join(said.replace("│", " ").split())
+    assert "3 bfloat16 (merged in float32)" in " ".join(said.replace("│", " ").split())
     assert call("task_arithmetic", *TWO, "-o", "merged")[0] == 0
     found = load_file(here / "merged" / "model.safetensors")
     for name, start in base.items():
@@ -247,6 +246,7 @@ def test_what_a_killed_merge_left_is_removed_and_what_a_living_one_writes_is_not
 
 
 def test_a_folder_that_was_filled_meanwhile_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "theirs" / "model").mkdir(parents=True)
     with pytest.raises(KitError, match="was filled by somebody else meanwhile"), new_folder(tmp_path / "merged"):
-        shutil.copytree(FULL, tmp_path / "merged")
-    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+        (tmp_path / "theirs").rename(tmp_path / "merged")
+    assert [path.name for path in tmp_path.rglob("*")] == ["merged", "model"]

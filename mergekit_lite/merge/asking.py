@@ -15,7 +15,7 @@ from mergekit_lite.merge.jobs import Asked, Job, asked_of, check_no_data, of_pla
 from mergekit_lite.methods import load_method
 from mergekit_lite.methods.registry import MethodInfo, get, resolve
 from mergekit_lite.suites.checkpoints.layouts import Names
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 RECIPES = (".yaml", ".yml")
 
@@ -176,10 +176,8 @@ def named(given: Sequence[str]) -> dict[str, str]:
                 f"--expert {shown(one)} is not NAME=PLACE. Give each expert a name, such as --expert birds=runs/birds."
             )
         if name in found:
-            raise KitError(
-                f"Two experts are called '{spelt(name)}' ({spelt(found[name])} and {spelt(place)}). Give each a name of "
-                "its own."
-            )
+            both = f"{spelt(found[name])} and {spelt(place)}"
+            raise KitError(f"Two experts are called '{spelt(name)}' ({both}). Give each a name of its own.")
         found[name.strip()] = place
     return found
 

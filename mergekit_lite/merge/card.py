@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from mergekit_lite.machine import versions
 from mergekit_lite.merge.jobs import Job
 from mergekit_lite.merge.plan import copied, dtypes, names_words, notes
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 LIBRARIES = {"open_clip_config.json": "open_clip"}
 """A file beside the weights -> the library that loads them."""

@@ -12,7 +12,7 @@ import psutil
 
 from mergekit_lite.cache import existing
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 
 def check_free(folder: Path, sources: Mapping[str, tuple[Path, ...]]) -> None:

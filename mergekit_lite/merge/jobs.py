@@ -1,7 +1,7 @@
 """What a merge is made of: a method with its parameters, the models it sees, and the files that it will fill."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from mergekit_lite.cache import file_digest
 from mergekit_lite.errors import KitError
-from mergekit_lite.merge.material import Material
+from mergekit_lite.merge.material import Material, excluded
 from mergekit_lite.merge.target import Target, like_base
 from mergekit_lite.merge.ways import WAYS, Merge, Way
 from mergekit_lite.methods.parameters import check_seed
 from mergekit_lite.methods.registry import Access, MethodInfo, resolve
 from mergekit_lite.suites.checkpoints.layouts import Names
 from mergekit_lite.suites.checkpoints.opening import Checkpoint
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weights import Pool
 
 
@@ -52,6 +52,7 @@ class Asked:
         merge: does it.
         way: what it needs to see at a time.
         words: more about it for the card, name -> text.
+        steps: how often it tells a `watch` of how far it is; 0 if it takes none.
     """
 
     title: str
@@ -60,6 +61,7 @@ class Asked:
     merge: Merge
     way: Way = "whole"
     words: Mapping[str, str] = field(default_factory=dict)
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def of_places(material: Material, asked: Asked) -> Job:
         base,
         experts,
         material.kinds,
-        like_base(material.base),
+        _target(material),
         (
             model_of("", material.base.checkpoint, material.base.layout_title),
             *(model_of(name, view.checkpoint, view.layout_title) for name, view in material.experts.items()),
@@ -105,6 +107,13 @@ def of_places(material: Material, asked: Asked) -> Job:
         material.notes,
         {what: checkpoint.files for what, checkpoint in material.checkpoints.items()},
     )
+
+
+def _target(material: Material) -> Target:
+    """Return the target, with the pattern that excludes a tensor as the reason why it is copied."""
+    target, checkpoint = like_base(material.base), material.base.checkpoint
+    by = {name: f"--exclude '{one}'" for name, one in excluded(checkpoint, material.excluded).items()}
+    return replace(target, copied={name: by.get(name, why) for name, why in target.copied.items()})
 
 
 def asked_of(info: MethodInfo, parameters: Mapping[str, Any], seed: int | None, **resources: Any) -> Asked:
@@ -135,7 +144,7 @@ def asked_of(info: MethodInfo, parameters: Mapping[str, Any], seed: int | None, 
 
 
 SEES = {
-    Access.NONE: "no data",
+    Access.NONE: "no images",
     Access.CALIBRATION: "training images without labels",
     Access.UNLABELLED: "test images without labels",
     Access.LABELLED: "training images with labels",
@@ -150,8 +159,9 @@ def check_no_data(info: MethodInfo, parameters: Mapping[str, Any]) -> None:
     """
     access = info.access_with(resolve(info.name, parameters))
     if access is not Access.NONE or "data" in info.resources:
+        what = "the heads of tasks" if access is Access.NONE else SEES[access]
         raise KitError(
-            f"'{info.name}' looks at {SEES[access]}. Add --suite with the name of a suite, or with a file that "
+            f"'{info.name}' looks at {what}. Add --suite with the name of a suite, or with a file that "
             "describes your tasks and their images; methods that look at nothing, such as task_arithmetic, need none."
         )
 

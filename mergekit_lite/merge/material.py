@@ -12,7 +12,7 @@ from torch import Tensor
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.suites.checkpoints.layouts import Names, View, viewed
 from mergekit_lite.suites.checkpoints.opening import Checkpoint, opened
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import first_three
 
@@ -81,16 +81,24 @@ def gathered(
     opened_experts = {name: opened(place, device) for name, place in experts.items()}
     everyone = [opened_base, *opened_experts.values()]
     _check_patterns(exclude, everyone)
+    for checkpoint in everyone:
+        _check_something_left(checkpoint, exclude)
 
     def view(checkpoint: Checkpoint) -> View:
-        without = [name for name in checkpoint if any(fnmatchcase(name, one) for one in exclude)]
-        return viewed(checkpoint, names=names, whole=whole, without=without)
+        return viewed(checkpoint, names=names, whole=whole, without=list(excluded(checkpoint, exclude)))
 
     start, ends = view(opened_base), {name: view(checkpoint) for name, checkpoint in opened_experts.items()}
     for name, end in ends.items():
         _check_fit(start, end, f"expert '{name}'")
     kinds = {name: _kind({start.layout(name)[1], *(end.layout(name)[1] for end in ends.values())}) for name in start}
-    return Material(start, ends, kinds, tuple(exclude), tuple(_notes(opened_base, opened_experts)))
+    notes = [*_copies(opened_base, opened_experts), *_overlooked(opened_base, opened_experts, exclude)]
+    return Material(start, ends, kinds, tuple(exclude), tuple(notes))
+
+
+def excluded(checkpoint: Checkpoint, patterns: Sequence[str]) -> dict[str, str]:
+    """Return stored name -> the first of `patterns` that matches it, of those that any matches."""
+    found = {name: [one for one in patterns if fnmatchcase(name, one)] for name in checkpoint}
+    return {name: matching[0] for name, matching in found.items() if matching}
 
 
 def as_kinds(view: LazyWeights, kinds: Mapping[str, torch.dtype]) -> LazyWeights:
@@ -121,6 +129,17 @@ def _kind(kinds: set[torch.dtype]) -> torch.dtype:
     if len(kinds) == 1:
         return next(iter(kinds))
     return torch.float64 if torch.float64 in kinds else torch.float32
+
+
+def _check_something_left(checkpoint: Checkpoint, patterns: Sequence[str]) -> None:
+    place = spelt(checkpoint.place)
+    floating = [name for name in checkpoint if checkpoint.layout(name)[1].is_floating_point]
+    if not floating:
+        some = first_three([f"'{spelt(name)}' is {checkpoint.layout(name)[1]}" for name in checkpoint])
+        raise KitError(f"{place} holds no floating-point numbers: {some}. There is nothing to merge: name a model.")
+    if set(floating) <= set(excluded(checkpoint, patterns)):
+        given = " ".join(f"--exclude '{spelt(one)}'" for one in patterns)
+        raise KitError(f"{given} leaves nothing of {place} to merge. Exclude less.")
 
 
 def _check_patterns(patterns: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
@@ -192,7 +211,7 @@ def stored_names(view: View, name: str) -> tuple[str, ...]:
     raise KeyError(name)
 
 
-def _notes(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> Iterable[str]:
+def _copies(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> Iterable[str]:
     """Say which of the models are the same files, whose task vectors are zero or count twice."""
     seen = {_files(base): "the base"}
     for name, checkpoint in experts.items():
@@ -202,6 +221,14 @@ def _notes(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> Iterable[str]
             so = "its task vector is zero" if other == "the base" else "its task vector counts twice"
             yield f"Expert '{name}' is the same file as {other}: {so}."
         seen.setdefault(files, f"expert '{name}'")
+
+
+def _overlooked(base: Checkpoint, experts: Mapping[str, Checkpoint], patterns: Sequence[str]) -> Iterable[str]:
+    """Say what of the experts is excluded that the base does not have."""
+    for name, checkpoint in experts.items():
+        names = [f"'{spelt(one)}'" for one in excluded(checkpoint, patterns) if one not in base]
+        if names:
+            yield f"Of expert '{name}' is left out, and the base has nothing like it: {first_three(names)}."
 
 
 def _files(checkpoint: Checkpoint) -> tuple[str, ...]:

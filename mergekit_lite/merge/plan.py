@@ -13,7 +13,7 @@ from rich.text import Text
 from mergekit_lite.merge.jobs import Job
 from mergekit_lite.merge.streamed import bytes_of
 from mergekit_lite.merge.ways import PIECE, Cut, entries_of, grouped, spans_of
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 MEASURED = 2 * 10**8
 """The cost of the matrix that spectral methods are timed on, at most: rows times columns times the smaller of them."""
@@ -21,7 +21,8 @@ MEASURED = 2 * 10**8
 TEMPORARIES = 14
 """Float32 copies of a matrix that a spectral method needs at most: two models' and float64 factors of it."""
 
-GIB = 2**30
+IN_PIECES = 16
+"""The same of a method that sees pieces, with what the allocator keeps."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _memory(job: Job) -> tuple[int, bool]:
         return held + TEMPORARIES * largest, False
     if way == "whole":
         return held + model + 4 * largest, True
-    piece = 8 * 4 * min(PIECE, sum(entries.values()))
+    piece = IN_PIECES * 4 * min(PIECE, sum(entries.values()))
     return held + piece + (model if way == "pieces at once" else 0), False
 
 
@@ -119,9 +120,9 @@ def rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "dtypes", ", ".join(f"{count} {kind}" for kind, count in dtypes(job).items())
     for why, names in copied(job).items():
         yield "copied from the base", f"{_some(names)}: {why}"
-    size = f"{plan.output / GIB:.2f} GiB in {len(job.target.files)} file{'s' * (len(job.target.files) > 1)}"
+    size = f"{size_words(plan.output)} in {len(job.target.files)} file{'s' * (len(job.target.files) > 1)}"
     yield "written", f"{size}, {', '.join(list(job.target.files)[:2])}{', ...' * (len(job.target.files) > 2)}"
-    yield "memory", f"{'at least' if plan.at_least else 'about'} {plan.memory / GIB:.1f} GiB"
+    yield "memory", f"{'at least' if plan.at_least else 'about'} {size_words(plan.memory)}"
     yield "time", time_words(plan)
 
 
@@ -140,13 +141,13 @@ def short(plan: Plan) -> str:
     job = plan.job
     entries = entries_of(job.base)
     left = sum(map(len, copied(job).values()))
-    alone = f"; {left} tensors are copied from the base" if left else ""
+    alone = f"; {left} more {'is' if left == 1 else 'are'} copied from the base" if left else ""
     lines = [
         f"{job.asked.title} of {len(job.experts)} experts: {len(entries)} tensors, {sum(entries.values()):,} numbers"
         f"{alone}.",
         f"Names: {names_words(job)}.",
-        f"It takes {'at least' if plan.at_least else 'about'} {plan.memory / GIB:.1f} GiB of memory and "
-        f"{plan.output / GIB:.2f} GiB of disk; time: {time_words(plan)}.",
+        f"It takes {'at least' if plan.at_least else 'about'} {size_words(plan.memory)} of memory and "
+        f"{size_words(plan.output)} of disk; time: {time_words(plan)}.",
     ]
     return "\n".join(map(spelt, [*lines, *notes(job)]))
 
@@ -158,6 +159,14 @@ def names_words(job: Job) -> str:
         f"{job.names} (queries, keys and values as {how}; this changes the outcome of spectral methods only: TSV-M, "
         "Iso-C, Iso-CTS)"
     )
+
+
+def size_words(size: int) -> str:
+    """Say how many bytes there are: 26 kB, 4 MB, 1.05 GB."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}" if unit == "GB" else f"{size / factor:.0f} {unit}"
+    return f"{size / 1000:.0f} kB"
 
 
 def time_words(plan: Plan) -> str:
@@ -176,7 +185,7 @@ def dtypes(job: Job) -> dict[str, int]:
     for name, parts in job.target.parts.items():
         stored = job.target.layout(parts[0].stored)[1]
         seen = job.kinds[name]
-        found[_plain(stored) + (f" (merged in {_plain(seen)}, as some expert is)" if seen != stored else "")] += 1
+        found[_plain(stored) + (f" (merged in {_plain(seen)})" if seen != stored else "")] += 1
     return dict(found)
 
 

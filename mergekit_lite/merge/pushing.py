@@ -8,7 +8,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.trouble import response
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -57,8 +58,9 @@ def _write(job: Job, place: Path, progress: Progress) -> None:
     target, asked = job.target, job.asked
     entries = sum(ways.entries_of(job.base).values())
     at_once = asked.way == "pieces at once"
-    total = entries * len(job.experts) * LOOKS.get(asked.name, 1) if at_once else None
+    total = entries * len(job.experts) * LOOKS.get(asked.name, 1) if at_once else asked.steps or None
     reading = progress.add_task("merging", total=total, visible=asked.way in ("pieces at once", "whole"))
+    watched = {"watch": lambda step, weights: progress.update(reading, completed=step)} if asked.steps else {}
     writing = progress.add_task("writing", total=entries)
     with ExitStack() as stack:
         files = {
@@ -69,7 +71,7 @@ def _write(job: Job, place: Path, progress: Progress) -> None:
         for name in target.copied:
             where[name].put(name, target.source[name])
         ways.run(
-            asked.merge,
+            partial(asked.merge, **watched),
             asked.way,
             job.base,
             job.experts,

@@ -13,8 +13,13 @@ from mergekit_lite.methods.registry import MethodInfo, resolve
 from mergekit_lite.study import task_data
 from mergekit_lite.suites.checkpoints.encoders import Encoder, as_encoder
 from mergekit_lite.suites.checkpoints.opening import opened
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.own.models import base_checkpoint
+from mergekit_lite.suites.own.own_suite import OwnSuite
 from mergekit_lite.suites.suite import Suite
+from mergekit_lite.suites.words import spelt
+
+STEPS = ("steps", "iterations")
+"""Parameters that say how often a method changes its weights."""
 
 
 def of_suite(
@@ -44,9 +49,12 @@ def of_suite(
     access = info.access_with(resolve(info.name, parameters))
     pool = _pool(suite, experts, tasks)
     start, ends, models = suite.base, dict[str, Mapping[str, Tensor]](), [_suites_own(suite)]
-    target = plain({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in start.items()})
     files = {}
-    if base is not None:
+    if base is None:
+        own = _own_base(suite)
+        layouts = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in start.items()}
+        target = _filled_from(own) if own else plain(layouts)
+    else:
         encoder = as_encoder(opened(base, suite.device), suite.base, what="The base")
         start = {name: tensor.clone() for name, tensor in encoder.items()}
         target, models = _filled_from(encoder), [_given("", encoder)]
@@ -62,6 +70,8 @@ def of_suite(
             models.append(_suites_own(suite, name))
     resources = {"data": task_data.shown(suite, pool, access)} if "data" in info.resources else {}
     asked = asked_of(info, parameters, seed, **resources)
+    if "watch" in info.resources:
+        asked = replace(asked, steps=next((asked.parameters[one] for one in STEPS if one in asked.parameters), 0))
     words = {"suite": f"{suite.name} ({suite.title})", "tasks": ", ".join(pool), "looks at": SEES[access]}
     kinds = {name: tensor.dtype for name, tensor in start.items()}
     return Job(replace(asked, words={**words, **asked.words}), start, ends, kinds, target, tuple(models), files=files)
@@ -87,11 +97,22 @@ def _pool(suite: Suite, experts: Mapping[str, str], tasks: str | None) -> tuple[
     return pool
 
 
+def _own_base(suite: Suite) -> Encoder | None:
+    """Return the checkpoint that the base of a suite comes from, in whose format a merge is written; None if none is.
+
+    The miniature makes its base, and the benchmark's are converted: they have no format that a library loads.
+    """
+    if not isinstance(suite, OwnSuite):
+        return None
+    return as_encoder(base_checkpoint(suite.file), suite.base, what="The base")
+
+
 def _suites_own(suite: Suite, task: str = "") -> Model:
     def digest() -> str:
-        return f"{suite.expert_hash(task) if task else suite.base_hash()} (the suite's)"
+        return f"{suite.expert_hash(task) if task else suite.base_hash()} (the suite's hash)"
 
-    return Model(task, f"suite '{suite.name}'", digest)
+    source = suite.sources([task] if task else []).get(task or "base", "")
+    return Model(task, f"suite {suite.name}" + (f": {source}" if source else ""), digest)
 
 
 def _given(name: str, encoder: Encoder) -> Model:

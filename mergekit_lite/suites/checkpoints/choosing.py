@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mergekit_lite.errors import KitError, shown
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weights import first_three
 
 FIRST = (

@@ -10,7 +10,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.checkpoints.layouts import View, viewed
 from mergekit_lite.suites.checkpoints.opening import Checkpoint
 from mergekit_lite.suites.clip.encoder_layout import Shape
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import first_three
 

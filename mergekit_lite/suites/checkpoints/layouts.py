@@ -18,7 +18,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.checkpoints.opening import Checkpoint
 from mergekit_lite.suites.clip.encoder_layout import Shape
 from mergekit_lite.suites.clip.transformers_format import PREFIX, depth_of, plan_of
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weight_files import LazyWeights
 
 Names = Literal["fused", "split"]

@@ -13,7 +13,7 @@ from mergekit_lite.cache import file_digest
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.checkpoints import choosing
 from mergekit_lite.suites.clip.pickled import state_dict
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import first_three
 

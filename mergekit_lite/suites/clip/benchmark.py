@@ -1,4 +1,4 @@
-"""The real benchmark: which models and data sets of the Hugging Face hub it is made of, read from `reference/`."""
+"""The real benchmark: which models and data sets of the Hugging Face hub it is made of, read from its suite files."""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
+
+from mergekit_lite.suites.own.reading import SHIPPED, read_suite_file
+from mergekit_lite.suites.own.schema import SuiteFile
 
 Key = Literal["b32", "b16", "l14"]
 EXPERT = "model.safetensors"  # transformers' name of the file in every expert's repository
@@ -30,13 +33,18 @@ class ClipModel:
     pretrained: str
 
 
+KEYS: Mapping[str, Key] = {"clip-vit-b-32": "b32", "clip-vit-b-16": "b16", "clip-vit-l-14": "l14"}
+"""Name of the suite -> key of its model in `reference/tasks.json`."""
+
+
+@cache
+def suite_files() -> Mapping[str, SuiteFile]:
+    """Return the suite files that ship with the package, by the suites' names."""
+    return {name: read_suite_file(SHIPPED / f"{name}.yaml") for name in KEYS}
+
+
 MODELS: dict[str, ClipModel] = {
-    model.name: model
-    for model in (
-        ClipModel("clip-vit-b-32", "CLIP ViT-B/32", "b32", "ViT-B-32-quickgelu", "openai"),
-        ClipModel("clip-vit-b-16", "CLIP ViT-B/16", "b16", "ViT-B-16-quickgelu", "openai"),
-        ClipModel("clip-vit-l-14", "CLIP ViT-L/14", "l14", "ViT-L-14-quickgelu", "openai"),
-    )
+    name: ClipModel(name, file.title or name, KEYS[name], file.model, file.base) for name, file in suite_files().items()
 }
 """Name of the suite -> model."""
 
@@ -84,25 +92,26 @@ def revisions() -> Mapping[str, str]:
 
 @cache
 def hub_tasks() -> Mapping[str, HubTask]:
-    """Return the twenty tasks by name, in the benchmark's order."""
-    stored: list[dict[str, Any]] = _stored()["tasks"]
+    """Return the twenty tasks by name, in the benchmark's order: what the suite files say, and what was published."""
+    published = {one["name"]: one for one in _stored()["tasks"]}
+    suites = suite_files()
     return {
-        one["name"]: HubTask(
-            name=one["name"],
-            title=one["title"],
-            dataset=one["hf_dataset"],
-            config=one["hf_config"],
-            train_split=one["train_split"],
-            test_split=one["test_split"],
-            image_column=one["image_column"],
-            label_column=one["label_column"],
-            test_images=one["n_test"],
-            classnames=tuple(one["classnames"]),
-            templates=tuple(one["templates"]),
-            experts=one["checkpoints"],
-            accuracy=one["accuracy"],
+        name: HubTask(
+            name=name,
+            title=task.title or name,
+            dataset=task.images.dataset or "",
+            config=task.images.config,
+            train_split=task.images.train or "train",
+            test_split=task.images.test or "test",
+            image_column=task.images.image,
+            label_column=task.images.label,
+            test_images=published[name]["n_test"],
+            classnames=tuple(task.classnames),
+            templates=tuple(task.templates),
+            experts={KEYS[suite]: file.tasks[name].expert.removeprefix("hf:") for suite, file in suites.items()},
+            accuracy=published[name]["accuracy"],
         )
-        for one in stored
+        for name, task in next(iter(suites.values())).tasks.items()
     }
 
 

@@ -13,8 +13,8 @@ from mergekit_lite.suites import check_name
 from mergekit_lite.suites.clip import check
 from mergekit_lite.suites.clip.benchmark import MODELS, ClipModel, hub_tasks
 from mergekit_lite.suites.clip.clip_suite import ClipSuite
-from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Suite
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import check_same, weights_hash
 

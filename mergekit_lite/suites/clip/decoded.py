@@ -38,8 +38,8 @@ from mergekit_lite.suites.clip.hub_data import labelled
 from mergekit_lite.suites.clip.labels import label_numbers
 from mergekit_lite.suites.clip.pixels import Crop, Preprocessing, Work, decode_rows, handed_over, preprocessing
 from mergekit_lite.suites.clip.sources import WHICH, known_source, located
-from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Split, Task, Which, checked_split
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.workers import side_by_side
 
 TRAIN_IMAGES = 5000

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import ClipModel
 from mergekit_lite.suites.clip.transformers_format import depth_of, names_of
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weights import first_three
 
 Shape = tuple[int, ...]

@@ -15,8 +15,8 @@ from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub import bars_in_a_terminal_only, discard, fetched, has_digest, remove
 from mergekit_lite.suites.clip.labels import check_labels, label_numbers, two_columns
 from mergekit_lite.suites.clip.sources import CHANGED, HubFile, Source, asked, located, quiet, the_library
-from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Which
+from mergekit_lite.suites.words import spelt
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets

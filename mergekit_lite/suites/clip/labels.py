@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.sources import CHANGED
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets

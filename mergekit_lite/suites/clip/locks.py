@@ -13,7 +13,7 @@ from mergekit_lite.suites.clip import hub, pins, sources
 from mergekit_lite.suites.clip.benchmark import ClipModel, HubTask, base_file, expert_file, hub_tasks
 from mergekit_lite.suites.clip.pins import Pin
 from mergekit_lite.suites.clip.trouble import chain
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 Digits = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
 

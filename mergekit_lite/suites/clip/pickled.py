@@ -21,7 +21,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import ClipModel
 from mergekit_lite.suites.clip.encoder_layout import check_encoder
 from mergekit_lite.suites.clip.safe_pickle import PARAMETERS, TENSORS, Record, Storage, loaded, storages
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weight_files import write
 from mergekit_lite.weights import Weights, check_finite, check_floating, first_three, weights_hash
 

@@ -13,7 +13,7 @@ from typing import IO, Any, ClassVar
 import torch
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 STORAGES = {
     "DoubleStorage": torch.float64,

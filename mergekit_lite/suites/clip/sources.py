@@ -16,8 +16,8 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import pins
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.trouble import explained, retried
-from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.suite import Which
+from mergekit_lite.suites.words import spelt
 
 WHICH: tuple[Which, ...] = ("train", "test")
 Result = TypeVar("Result")

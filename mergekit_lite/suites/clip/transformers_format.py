@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import Weights, first_three
 

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from mergekit_lite.cache import cache_dir
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 Answer = TypeVar("Answer")
 

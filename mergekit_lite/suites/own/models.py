@@ -13,8 +13,8 @@ from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.suites.checkpoints.encoders import as_encoder
 from mergekit_lite.suites.checkpoints.opening import Checkpoint, opened
 from mergekit_lite.suites.clip import hub
-from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.own.schema import SuiteFile
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weights import first_three
 
 if TYPE_CHECKING:

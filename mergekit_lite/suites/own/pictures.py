@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from mergekit_lite.cache import cache_dir, content_hash, file_digest, intact, sealed, written
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.labels import plain
-from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.own.schema import Images
 from mergekit_lite.suites.suite import Which
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weights import first_three
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mergekit_lite.errors import KitError, shown
-from mergekit_lite.suites.clip.words import spelt
 from mergekit_lite.suites.own.schema import SuiteFile, hint
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.yaml_files import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
