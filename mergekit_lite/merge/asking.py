@@ -13,7 +13,8 @@ from mergekit_lite.errors import KitError, shown
 from mergekit_lite.merge import material
 from mergekit_lite.merge.jobs import Asked, Job, asked_of, check_no_data, of_places, shown_place
 from mergekit_lite.methods import load_method
-from mergekit_lite.methods.registry import MethodInfo, get, resolve
+from mergekit_lite.methods.parameters import filled_in
+from mergekit_lite.methods.registry import MethodInfo, get
 from mergekit_lite.suites.checkpoints.layouts import Names
 from mergekit_lite.suites.words import spelt
 
@@ -53,7 +54,7 @@ def job_of(wish: Wish) -> Job:
     if wish.method.endswith(RECIPES):
         return _by_recipe(wish)
     info = chosen_method(wish.method)
-    resolve(info.name, wish.parameters)
+    filled_in(info.parameters, wish.parameters)
     if wish.suite is not None:
         return _on_suite(wish, info)
     if wish.tasks is not None:
@@ -101,11 +102,11 @@ def _on_suite(wish: Wish, info: MethodInfo) -> Job:
 
 def _by_recipe(wish: Wish) -> Job:
     """Return the job that a mergekit file describes."""
-    from mergekit_lite.merge import mergekit_yaml
-
     others = {"--base": wish.bases, "--expert": wish.experts, "-p": wish.parameters, "--suite": wish.suite}
     if given := [option for option, value in others.items() if value]:
         raise KitError(f"A mergekit file says itself what is merged, and how. Leave {given[0]} out.")
+    from mergekit_lite.merge import mergekit_yaml
+
     recipe = mergekit_yaml.read(Path(wish.method))
     base = recipe.base or next(iter(recipe.models.values()))
     found = _material(wish, base, recipe.models)

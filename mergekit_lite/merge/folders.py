@@ -27,7 +27,11 @@ def check_free(folder: Path, sources: Mapping[str, tuple[Path, ...]]) -> None:
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise KitError(f"{spelt(folder)} is a file or a link. Name a folder that does not exist yet.")
-    place = folder.expanduser().resolve()
+    there = existing(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "may not be written to" if there.is_dir() else "is a file"
+        raise KitError(f"{spelt(folder)} cannot be made, since {spelt(there)} {reason}. Choose another folder.")
+    place = folder.resolve()
     for what, files in sources.items():
         for parent in {file.absolute().parent.resolve() for file in files if _is_model_folder(file)}:
             if place == parent or parent in place.parents:

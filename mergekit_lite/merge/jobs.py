@@ -14,8 +14,8 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.merge.material import Material, excluded
 from mergekit_lite.merge.target import Target, like_base
 from mergekit_lite.merge.ways import WAYS, Merge, Way
-from mergekit_lite.methods.parameters import check_seed
-from mergekit_lite.methods.registry import Access, MethodInfo, resolve
+from mergekit_lite.methods.parameters import check_seed, filled_in
+from mergekit_lite.methods.registry import Access, MethodInfo
 from mergekit_lite.suites.checkpoints.layouts import Names
 from mergekit_lite.suites.checkpoints.opening import Checkpoint
 from mergekit_lite.suites.words import spelt
@@ -128,7 +128,7 @@ def asked_of(info: MethodInfo, parameters: Mapping[str, Any], seed: int | None, 
     Raises:
         KitError: a parameter is unknown or ill-typed, or there is a seed for a method that draws nothing.
     """
-    filled = resolve(info.name, parameters)
+    filled = filled_in(info.parameters, parameters)
     given = dict(resources)
     words: dict[str, str] = {}
     if "seed" in info.resources:
@@ -157,7 +157,7 @@ def check_no_data(info: MethodInfo, parameters: Mapping[str, Any]) -> None:
     Raises:
         KitError: it looks at images.
     """
-    access = info.access_with(resolve(info.name, parameters))
+    access = info.access_with(filled_in(info.parameters, parameters))
     if access is not Access.NONE or "data" in info.resources:
         what = "the heads of tasks" if access is Access.NONE else SEES[access]
         raise KitError(

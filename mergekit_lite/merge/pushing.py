@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from mergekit_lite.errors import KitError
+from mergekit_lite.suites.clip.hub import bars_in_a_terminal_only
 from mergekit_lite.suites.clip.trouble import response
 from mergekit_lite.suites.words import spelt
 
@@ -45,8 +46,9 @@ def push_folder(folder: Path, name: str) -> str:
     """
     api = HfApi()
     try:
-        api.create_repo(name, private=True, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Merged with mergekit-lite")
+        with bars_in_a_terminal_only():
+            api.create_repo(name, private=True, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Merged with mergekit-lite")
     except Exception as error:  # of several libraries
         raise KitError(
             f"The model was merged, but not pushed to {name}: {_reason(error)}. It stays in {spelt(folder)}. "

@@ -9,7 +9,8 @@ from torch import Tensor
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.merge.jobs import SEES, Job, Model, asked_of, model_of
 from mergekit_lite.merge.target import Target, like_base, plain
-from mergekit_lite.methods.registry import MethodInfo, resolve
+from mergekit_lite.methods.parameters import filled_in
+from mergekit_lite.methods.registry import MethodInfo
 from mergekit_lite.study import task_data
 from mergekit_lite.suites.checkpoints.encoders import Encoder, as_encoder
 from mergekit_lite.suites.checkpoints.opening import opened
@@ -46,7 +47,7 @@ def of_suite(
     Raises:
         KitError: unknown tasks or parameters, or a checkpoint that is not an encoder like the suite's.
     """
-    access = info.access_with(resolve(info.name, parameters))
+    access = info.access_with(filled_in(info.parameters, parameters))
     pool = _pool(suite, experts, tasks)
     start, ends, models = suite.base, dict[str, Mapping[str, Tensor]](), [_suites_own(suite)]
     files = {}
