@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mergekit_lite.cli.course import app as course
+from mergekit_lite.cli.evaluating import evaluate
 from mergekit_lite.cli.merging import merge
 from mergekit_lite.cli.wording import at_home, worded
 from mergekit_lite.errors import KitError
@@ -209,7 +210,10 @@ def convert(
 @worded
 def doctor(
     profile: Annotated[
-        str | None, typer.Argument(metavar="PROFILE", help="Predict what running this profile takes here.")
+        str | None,
+        typer.Argument(
+            metavar="PROFILE", help="Predict what running this profile takes here; or look into a suite file."
+        ),
     ] = None,
 ) -> None:
     """Show what this machine has and what is cached; with a profile, what it will take in time, memory and disk.
@@ -224,7 +228,9 @@ def doctor(
 @app.command()
 @worded
 def fetch(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite of real models, such as clip-vit-b-32.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="A suite of real models, such as clip-vit-b-32, or a suite file.")
+    ],
     tasks: Annotated[
         str | None,
         typer.Option(metavar="TASKS", help="eight, fourteen, twenty (the default), or names with commas between."),
@@ -249,7 +255,19 @@ def fetch(
     from mergekit_lite.suites.clip import fetch as fetching
     from mergekit_lite.workers import cores
 
+    if suite.endswith((".yaml", ".yml")):
+        from mergekit_lite.pipeline.doctor import report as examination
+        from mergekit_lite.suites.own.fetching import fetch_own
+
+        if lock is not None:
+            raise KitError("A suite file names revisions itself: leave out --lock.")
+        if dry_run:
+            examination.show(suite)
+        else:
+            fetch_own(suite, tasks, train=train, workers=workers or cores())
+        return
     fetching.fetch_suite(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run, lock=at_home(lock))
 
 
 app.command()(merge)
+app.command()(evaluate)
