@@ -19,6 +19,9 @@ from mergekit_lite.suites.suite import Suite
 
 LEVEL = 0.95
 
+EXPERT = Model("", "expert")
+"""The suite's experts where nobody asked for them as a row."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -108,12 +111,16 @@ def evaluated(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> Ev
     """
     with redirect_stdout(sys.stderr):  # what is told on the way is no part of the result
         bring_images(suite, tasks)
-        experts = None if _expert_is_asked(suite, models, tasks) else _of_records(suite, tasks)
-        found = answers(suite, [*models, *([Model("", "expert")] if experts is None else [])], tasks)
+        own = next((model for model in models if model.place == "expert"), None)
+        if own is None and are_kept(suite, EXPERT, tasks):
+            own = EXPERT
+        # What the experts answer is computed as a row of its own; else it is enough how many answers are right.
+        experts = None if own else _of_records(suite, tasks)
+        found = answers(suite, models if own in (None, *models) else [*models, own], tasks)
         labels = {task: np.asarray(suite.split(task, "test").labels) for task in tasks}
     right = {key: one == labels[key[1]] for key, one in found.items()}
-    if experts is None:
-        experts = {task: 100.0 * int(right["", task].sum()) / len(labels[task]) for task in tasks}
+    if own:
+        experts = {task: 100.0 * int(right[own.name, task].sum()) / len(labels[task]) for task in tasks}
     scores = {
         (model.name, task): score(int(right[model.name, task].sum()), len(labels[task]), experts[task])
         for model in models
@@ -121,11 +128,6 @@ def evaluated(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> Ev
     }
     averages = {model.name: _average(model.name, models[0].name, tasks, scores, right) for model in models}
     return Evaluation(suite, tuple(models), tuple(tasks), scores, averages, found, labels)
-
-
-def _expert_is_asked(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> bool:
-    """Return whether the experts' answers are there, or will be: then nothing has to be measured twice."""
-    return any(model.place == "expert" for model in models) or are_kept(suite, Model("", "expert"), tasks)
 
 
 def _of_records(suite: Suite, tasks: Sequence[str]) -> dict[str, float]:

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mergekit_lite.evaluate.confusing import Confusion, pairs
-from mergekit_lite.evaluate.measuring import Average, Evaluation, Score
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.evaluate.measuring import Average, Difference, Evaluation, Score
+from mergekit_lite.suites.words import spelt
 
 WIDTH = 100
 """Columns where the output is no terminal, which would say how many it has."""
@@ -27,7 +27,7 @@ def show(evaluation: Evaluation, console: Console) -> None:
         console.print()
         console.print(table)
     console.print()
-    for line in _legend(evaluation):
+    for line in _legend(evaluation, short=tables == [wide]):
         console.print(Text(line), style="dim")
 
 
@@ -70,7 +70,7 @@ def _models_as_rows(evaluation: Evaluation) -> Table:
         average = evaluation.averages[model.name]
         cells += [Text.assemble((f"{average.accuracy:.1f}", "bold"), (f"\n±{_reach(average):.1f}", "dim"))]
         cells += [Text(_normalised(average))]
-        cells += [Text("\n".join(_difference(average)))] if several else []
+        cells += [_short(average.difference)] if several else []
         table.add_row(Text(spelt(model.name)), *cells)
     return table
 
@@ -103,7 +103,11 @@ def _tall(evaluation: Evaluation, names: Sequence[str]) -> Table:
     )
     table.add_row("normalised", *map(_normalised, averages))
     if any(one.difference for one in averages):
-        table.add_row("to the first", *(" ".join(_difference(one)) for one in averages))
+        table.add_row("to the first", *(_long(one.difference) for one in averages))
+        if not all(one.difference is None or one.difference.decided for one in averages):
+            table.add_row(
+                "", *("undecided" if one.difference and not one.difference.decided else "" for one in averages)
+            )
     return table
 
 
@@ -116,22 +120,27 @@ def _normalised(average: Average) -> str:
     return "–" if average.normalised is None else f"{average.normalised:.1f}"
 
 
-def _difference(average: Average) -> list[str]:
-    one = average.difference
-    if one is None:
-        return [""]
-    return [f"{one.points:+.1f}", f"({one.low:+.1f} to {one.high:+.1f})", *([] if one.decided else ["undecided"])]
+def _short(apart: Difference | None) -> Text:
+    if apart is None:
+        return Text()
+    reach = max(apart.high - apart.points, apart.points - apart.low)
+    parts = [f"{apart.points:+.1f}\n", (f"±{reach:.1f}", "dim")]
+    return Text.assemble(*parts, *([] if apart.decided else ["\nundecided"]))
+
+
+def _long(apart: Difference | None) -> str:
+    return "" if apart is None else f"{apart.points:+.1f} ({apart.low:+.1f} to {apart.high:+.1f})"
 
 
 def _broken(task: str) -> str:
     return task.replace("-", "-\n").replace("_", "_\n") if len(task) > LONG else task
 
 
-def _legend(evaluation: Evaluation) -> Iterator[str]:
-    """Yield what the rows and columns mean."""
+def _legend(evaluation: Evaluation, *, short: bool) -> Iterator[str]:
+    """Yield what the rows and columns mean; in short tables an interval is what lies on both sides."""
     counted = {one.images for one in evaluation.scores.values()}
     images = f"{min(counted):,}" if len(counted) == 1 else f"{min(counted):,} to {max(counted):,}"
-    yield f"Each task: {images} test images. ± is the farther end of the interval."
+    yield f"Each task: {images} test images.{' ± is how far the farther end of the interval is away.' if short else ''}"
     yield "normalised: accuracy in percent of what the task's own expert reaches, averaged over tasks."
     if len(evaluation.models) > 1:
         yield (

@@ -12,7 +12,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.evaluate.confusing import Confusion
 from mergekit_lite.evaluate.measuring import Evaluation
 from mergekit_lite.machine import device_name, now, source_commit, versions
-from mergekit_lite.suites.clip.words import spelt
+from mergekit_lite.suites.words import spelt
 
 KIND = "mergekit-lite evaluation"
 COLUMNS = ("model", "task", "accuracy", "low", "high", "correct", "images", "normalised")
