@@ -215,8 +215,13 @@ def _code_hash(path: Path) -> str:
 
 
 def stamp(template: Path, parameters: Mapping[str, Any], library: str) -> str:
-    """Return the hash of all that an executed notebook depends on; see `library_hash`."""
-    return content_hash([file_digest(template), dict(parameters), library])
+    """Return the hash of all that an executed notebook depends on; see `library_hash`. A suite file is part of it."""
+    suite, own = parameters.get("suite"), []
+    if isinstance(suite, str) and suite.endswith((".yaml", ".yml")):
+        from mergekit_lite.suites import suite_path  # brings torch
+
+        own = [file_digest(suite_path(suite))]
+    return content_hash([file_digest(template), dict(parameters), library, *own])
 
 
 def run_of(executed: Path) -> Mapping[str, Any]:

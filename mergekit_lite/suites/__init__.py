@@ -32,7 +32,7 @@ SUFFIXES = (".yaml", ".yml")
 FAMILY = re.compile(r"@[\w.-]{1,60}\Z", re.ASCII)
 """What may follow the name of a real suite: whose converted experts it merges, such as ``clip-vit-b-32@OC-8``."""
 
-__all__ = ["SUITES", "Split", "Suite", "Task", "check_family", "check_name", "load_suite", "stock"]
+__all__ = ["SUITES", "Split", "Suite", "Task", "check_family", "check_name", "load_suite", "stock", "suite_path"]
 
 
 def check_name(name: str) -> str:
@@ -45,8 +45,7 @@ def check_name(name: str) -> str:
         KitError: there is no such suite, module or file, or its experts come in one family only.
     """
     if name.endswith(SUFFIXES):
-        if not Path(name).expanduser().is_file():
-            raise KitError(f"There is no suite file '{name}'. Check the path.")
+        suite_path(name)
         return OWN
     plain = FAMILY.sub("", name)
     if plain not in SUITES and not _is_module(plain):
@@ -57,6 +56,25 @@ def check_name(name: str) -> str:
     if plain != name and plain == "miniature":
         raise KitError(f"There is no suite '{name}': the miniature makes its own experts. Leave '@...' out.")
     return SUITES.get(plain, plain)
+
+
+def suite_path(name: str) -> Path:
+    """Return where the suite file called `name` lies: from the current folder, or from the nearest one above it.
+
+    So a profile and its notebooks, which run in a folder below, name the same file.
+
+    Raises:
+        KitError: there is none.
+    """
+    path = Path(name).expanduser()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / path).is_file():
+            return folder / path
+    raise KitError(
+        f"There is no suite file '{name}' in {here} or above it. Check the path, or begin with "
+        "`mergekit-lite init FOLDER`, which lays out an example."
+    )
 
 
 def check_family(name: str) -> None:

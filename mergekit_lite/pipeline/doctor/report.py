@@ -17,6 +17,7 @@ from rich.table import Table
 
 from mergekit_lite.cache import VARIABLE, cache_dir, existing
 from mergekit_lite.pipeline import profiles, runner
+from mergekit_lite.pipeline.doctor.own_suite import show_suite
 from mergekit_lite.workers import cores
 
 if TYPE_CHECKING:
@@ -29,10 +30,16 @@ MIB, GIB = 2**20, 2**30
 def show(profile: str | None = None, console: Console | None = None) -> None:
     """Print what this machine has and what is cached; with a profile, also what it will take.
 
+    With a suite file instead, say what of it is there, and what does not fit.
+
     Raises:
-        KitError: an unknown profile, or one that cannot run.
+        KitError: an unknown profile, or one that cannot run; a suite file of which something is missing or wrong.
     """
     console = console or Console()
+    if profile is not None and profile.endswith((".yaml", ".yml")):
+        with _hub_closed():
+            show_suite(profile, console)
+        return
     root = Path() if profile is None else profiles.find_root()
     wanted = None if profile is None else profiles.load(profile, root)  # fails before anything is printed
     table = Table(show_header=False, title="This machine", title_justify="left")

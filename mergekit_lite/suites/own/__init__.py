@@ -15,7 +15,8 @@ def load(name: str, device: torch.device) -> "OwnSuite":
         KitError: the file is not valid, or what it names is not there.
     """
     # The benchmark is read by the same schema, and is what a suite of one's own is built on: no circle this way.
+    from mergekit_lite.suites import suite_path
     from mergekit_lite.suites.own.own_suite import OwnSuite
     from mergekit_lite.suites.own.reading import read_suite_file
 
-    return OwnSuite(read_suite_file(name), device)
+    return OwnSuite(read_suite_file(suite_path(name)), device)

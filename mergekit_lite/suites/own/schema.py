@@ -1,5 +1,6 @@
 """What a suite file may say, as types that pydantic checks and editors know through a JSON schema."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -174,3 +175,9 @@ def hint(key: str, where: tuple[Any, ...]) -> str:
     """Return a proposal for a key that is not known, by the keys that its part of the file has."""
     part: type[Part] = Images if "images" in where else OwnTask if "tasks" in where else SuiteFile
     return suggestion(key, [name for name in part.model_fields if name != "folder" or part is Images])
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("suite.schema.json").write_text(
+        json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8"
+    )
