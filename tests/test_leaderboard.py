@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mergekit_lite import study
-from mergekit_lite.course.leaderboard import BASELINES, Row, kit_rows, normalised, place, ranked, row, write_html
+from mergekit_lite.analysis.accuracy import normalised
+from mergekit_lite.course.leaderboard import BASELINES, Row, kit_rows, place, ranked, row, write_html
 from mergekit_lite.course.pico_suite import PicoSuite
 from mergekit_lite.errors import KitError
 

@@ -1,6 +1,7 @@
 """Accuracies of records side by side: with what each method knew, with published ones, and of constants tried out."""
 
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -161,3 +162,19 @@ def transfer(records: Iterable["Record"], zero_shot: "Record") -> pd.DataFrame:
 def rank_correlation(one: "pd.Series[Any]", other: "pd.Series[Any]") -> float:
     """Return Spearman's rank correlation: 1 where both put everything into the same order, -1 in the opposite one."""
     return float(one.rank().corr(other.rank()))
+
+
+def normalised(merged: Mapping[str, float], individual: Mapping[str, float]) -> float:
+    """Return the accuracy of a merge in percent of the experts' own, averaged over tasks.
+
+    Args:
+        merged: task -> accuracy of the merge, in percent.
+        individual: task -> accuracy of the task's own expert, in percent.
+
+    Raises:
+        KitError: a task without an expert's accuracy, or with one of 0.
+    """
+    missing = [task for task in merged if not individual.get(task)]
+    if missing:
+        raise KitError(f"The experts' own accuracy is missing or 0 on {', '.join(missing)}: leave such tasks out.")
+    return 100 * fmean(merged[task] / individual[task] for task in merged)

@@ -15,7 +15,7 @@ def evaluate(
     places: Annotated[
         list[str],
         typer.Argument(
-            metavar="PLACE...",
+            metavar="PLACE",
             help="A file, a folder or hf:ORG/REPO; `base`, or `expert`: each on its own task. NAME=PLACE names a row.",
         ),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from mergekit_lite.analysis.accuracy import normalised
 from mergekit_lite.analysis.uncertainty import image_spread, interval
 from mergekit_lite.cache import written_whole
 from mergekit_lite.errors import KitError
@@ -58,22 +59,6 @@ class Row:
     def average(self) -> float:
         """The mean over the pools, in percent."""
         return fmean(self.accuracy.values())
-
-
-def normalised(merged: Mapping[str, float], individual: Mapping[str, float]) -> float:
-    """Return the accuracy of a merge in percent of the experts' own, averaged over tasks.
-
-    Args:
-        merged: task -> accuracy of the merge, in percent.
-        individual: task -> accuracy of the task's own expert, in percent.
-
-    Raises:
-        KitError: a task without an expert's accuracy, or with one of 0.
-    """
-    missing = [task for task in merged if not individual.get(task)]
-    if missing:
-        raise KitError(f"The experts' own accuracy is missing or 0 on {', '.join(missing)}: leave such tasks out.")
-    return 100 * fmean(merged[task] / individual[task] for task in merged)
 
 
 def row(

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from mergekit_lite.analysis.accuracy import normalised
 from mergekit_lite.course.checks import Finding
-from mergekit_lite.course.leaderboard import normalised
 from mergekit_lite.course.merging import Examined, Merge
 from mergekit_lite.course.plan import Place, Plan, Quick
 from mergekit_lite.errors import KitError

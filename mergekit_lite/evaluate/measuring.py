@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist, fmean
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mergekit_lite.analysis.accuracy import normalised
 from mergekit_lite.analysis.uncertainty import image_spread, interval, paired_spread
 from mergekit_lite.evaluate.answers import Answers, answers, are_kept, bring_images
 from mergekit_lite.evaluate.models import Model
@@ -114,13 +115,12 @@ def evaluated(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> Ev
         own = next((model for model in models if model.place == "expert"), None)
         if own is None and are_kept(suite, EXPERT, tasks):
             own = EXPERT
-        # What the experts answer is computed as a row of its own; else it is enough how many answers are right.
-        experts = None if own else _of_records(suite, tasks)
-        found = answers(suite, models if own in (None, *models) else [*models, own], tasks)
+        # Where the experts' answers are to be had, a record need not be; else it is enough how many are right.
+        recorded = {} if own else _of_records(suite, tasks)
+        found = answers(suite, [*models, EXPERT] if own is EXPERT else models, tasks)
         labels = {task: np.asarray(suite.split(task, "test").labels) for task in tasks}
     right = {key: one == labels[key[1]] for key, one in found.items()}
-    if own:
-        experts = {task: 100.0 * int(right[own.name, task].sum()) / len(labels[task]) for task in tasks}
+    experts = {task: percent(right[own.name, task]) for task in tasks} if own else recorded
     scores = {
         (model.name, task): score(int(right[model.name, task].sum()), len(labels[task]), experts[task])
         for model in models
@@ -128,6 +128,11 @@ def evaluated(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> Ev
     }
     averages = {model.name: _average(model.name, models[0].name, tasks, scores, right) for model in models}
     return Evaluation(suite, tuple(models), tuple(tasks), scores, averages, found, labels)
+
+
+def percent(right: NDArray[np.bool_]) -> float:
+    """Return the share of answers that are right, as a study's records have it."""
+    return 100.0 * int(right.sum()) / len(right)
 
 
 def _of_records(suite: Suite, tasks: Sequence[str]) -> dict[str, float]:
@@ -156,16 +161,14 @@ def _average(
     scores: Mapping[tuple[str, str], Score],
     right: Mapping[tuple[str, str], NDArray[np.bool_]],
 ) -> Average:
-    accuracy = {task: scores[name, task].accuracy for task in tasks}
-    shares = [scores[name, task].normalised for task in tasks]
-    known = [one for one in shares if one is not None]
-    sizes = {task: scores[name, task].images for task in tasks}
-    low, high = interval(image_spread(Record.model_construct(accuracy=accuracy), sizes), LEVEL)
+    record = Record.model_construct(accuracy={task: scores[name, task].accuracy for task in tasks})
+    low, high = interval(image_spread(record, {task: scores[name, task].images for task in tasks}), LEVEL)
+    experts = {task: scores[name, task].expert for task in tasks}
     return Average(
-        fmean(accuracy.values()),
+        record.average,
         low,
         high,
-        fmean(known) if len(known) == len(shares) else None,
+        normalised(record.accuracy, experts) if all(experts.values()) else None,
         None if name == first else _difference(*(_frame(right, one, tasks) for one in (name, first))),
     )
 

@@ -12,8 +12,8 @@ from mergekit_lite.merge.jobs import shown_place
 from mergekit_lite.suites.checkpoints.choosing import FIRST, INDEX, PICKLED, PICKLES
 from mergekit_lite.suites.checkpoints.encoders import Encoder, as_encoder
 from mergekit_lite.suites.checkpoints.opening import HUB, opened
-from mergekit_lite.suites.words import spelt
 from mergekit_lite.suites.suite import Suite
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.weights import first_three, is_finite
 
 WORDS = {"base": "the suite's base", "expert": "each of the suite's experts on its own task"}

@@ -124,8 +124,7 @@ def _short(apart: Difference | None) -> Text:
     if apart is None:
         return Text()
     reach = max(apart.high - apart.points, apart.points - apart.low)
-    parts = [f"{apart.points:+.1f}\n", (f"±{reach:.1f}", "dim")]
-    return Text.assemble(*parts, *([] if apart.decided else ["\nundecided"]))
+    return Text.assemble(f"{apart.points:+.1f}\n", (f"±{reach:.1f}", "dim"), "" if apart.decided else "\nundecided")
 
 
 def _long(apart: Difference | None) -> str:
