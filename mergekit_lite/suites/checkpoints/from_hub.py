@@ -25,7 +25,7 @@ def fetched_folder(repo: str, revision: str | None, file: str | None) -> tuple[P
     """
     commit = revision or pins.pinned(repo)
     what = f"{repo}{f'@{commit}' if commit else ''}"
-    names = _names(repo, commit, what)
+    names = names_of(repo, commit, what)
     folder, _, wanted = (file or "").rpartition("/")
     here = [name.rpartition("/")[2] for name in names if name.rpartition("/")[0] == folder]
     if wanted and wanted not in here:
@@ -44,7 +44,7 @@ def fetched_folder(repo: str, revision: str | None, file: str | None) -> tuple[P
     return root / folder, name, f"{repo}@{taken}"
 
 
-def _names(repo: str, commit: str | None, what: str) -> list[str]:
+def names_of(repo: str, commit: str | None, what: str) -> list[str]:
     """Return the files of a repository: as the hub lists them, or offline those that were fetched."""
     if constants.HF_HUB_OFFLINE:
         states = [one for one in pins.snapshots(repo, "model") if commit in (None, one.name)] or pins.snapshots(

@@ -22,7 +22,7 @@ Format = Literal["safetensors", "sharded", "pickle"]
 HUB = "hf:"
 """Before the name of a repository: ``hf:ORG/REPO``, and behind it ``@REVISION`` and ``/FILE`` if wanted."""
 
-_REPOSITORY = re.compile(
+REPOSITORY = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.-]+))?(/(?P<file>[\w./ -]+))?", flags=re.ASCII
 )
 
@@ -136,8 +136,8 @@ def opened(place: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     named = str(place)
     path = Path(named).expanduser()
     wanted = named.removeprefix(HUB)
-    if named.startswith(HUB) or (not path.exists() and _REPOSITORY.fullmatch(named) and named.count("/") == 1):
-        match = _REPOSITORY.fullmatch(wanted)
+    if named.startswith(HUB) or (not path.exists() and REPOSITORY.fullmatch(named) and named.count("/") == 1):
+        match = REPOSITORY.fullmatch(wanted)
         if match is None or ".." in wanted:
             raise KitError(
                 f"'{spelt(named)}' names no repository of the hub. Write hf:ORG/REPO, behind it @REVISION or /FILE "

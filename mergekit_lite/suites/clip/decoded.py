@@ -158,7 +158,7 @@ def sizes(task: HubTask) -> tuple[int, int]:
     Of a data set outside the benchmark that is what its card says; 0 as long as nobody knows.
     """
     train, test = (source.rows or 0 if source else 0 for source in map(partial(known_source, task), WHICH))
-    train = train or TRAIN_SIZES.get(task.name, 0)
+    train = train or (TRAIN_SIZES[task.name] if task.test_images else 0)
     return min(train, train_images() or train), task.test_images or test
 
 
@@ -279,8 +279,11 @@ def _decode(task: HubTask, which: Which, side: int, crop: Crop, images: Path, wo
         order = np.random.RandomState(0).permutation(len(dataset))[: train_images() or None]
     elif task.test_images and len(dataset) != task.test_images:
         print(f"{task.name}: {len(dataset)} test images, not {task.test_images} as in FusionBench.", flush=True)
+    shape = (len(order), 3, side, side)
+    if not task.test_images:  # only now it is known how many there are
+        check_room(images.parent, int(np.prod(shape)) - begun, f"the images of '{task.name}', {which}")
     work = Work(task.name, dataset, order, part, preprocessing(side, crop))
-    hashes = filled(work, f"{task.name}, {which}", (len(order), 3, side, side), _ledger_path(images), workers)
+    hashes = filled(work, f"{task.name}, {which}", shape, _ledger_path(images), workers)
     with written_whole(_labels_path(images)) as temporary, temporary.open("wb") as stream:
         np.save(stream, label_numbers(dataset, task)[order])
     source = located(task, which)

@@ -145,7 +145,8 @@ def _ask(task: HubTask, which: Which, commit: str | None) -> dict[str, Source]:
     # The commit first: given `main`, the library would also ask another server for facts that it does not need.
     commit = commit or task.revision or pins.completed(task.dataset, "dataset")
     facts = asked(what, lambda: api.dataset_info(task.dataset, revision=commit))
-    commit = commit or facts.sha or ""
+    # What a suite file names may be a branch or a tag: they move, and the commit that they are now does not.
+    commit = facts.sha or commit or ""
     wanted = [split_name(task, one) for one in WHICH]
     builder = _builder(task, commit, what, None)
     if _kind(builder) == "text":

@@ -1,28 +1,39 @@
 """The model of a suite file: an open_clip architecture with the base weights in it."""
 
-import json
 import logging
-from collections.abc import Mapping
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor
-
 from mergekit_lite.cache import content_hash
 from mergekit_lite.errors import KitError, suggestion
-from mergekit_lite.suites.checkpoints.encoders import as_encoder
-from mergekit_lite.suites.checkpoints.opening import Checkpoint, opened
+from mergekit_lite.suites.checkpoints.opening import HUB, Checkpoint, opened
 from mergekit_lite.suites.clip import hub
+from mergekit_lite.suites.own import filling
+from mergekit_lite.suites.own.descriptions import TIMM, described, normalisation_beside, normalisation_of
 from mergekit_lite.suites.own.schema import SuiteFile
 from mergekit_lite.suites.words import spelt
-from mergekit_lite.weights import first_three
 
 if TYPE_CHECKING:
     import open_clip
 
-TIMM = "timm:"
-TEXT = {"context_length": 8, "vocab_size": 64, "width": 8, "heads": 1, "layers": 1}
-"""The text tower of a model that has none: open_clip builds no CLIP without one. It is never used."""
+
+class Built(NamedTuple):
+    """A model with its base weights.
+
+    Attributes:
+        clip: the model.
+        tokenizer: for its text tower; None if it has none.
+        features: their number D.
+        hash: of the files with the weights, of the architecture, and of how images are normalised.
+        source: where the weights come from, without folders of this machine.
+    """
+
+    clip: "open_clip.CLIP"
+    tokenizer: Any
+    features: int
+    hash: str
+    source: str
 
 
 def architecture(file: SuiteFile) -> str:
@@ -33,109 +44,94 @@ def architecture(file: SuiteFile) -> str:
     """
     import open_clip  # takes seconds
 
-    if file.model.startswith(TIMM):
-        name = file.model.removeprefix(TIMM)
-        described = _timm_config(name)
-        called = f"mergekit-lite-timm-{name}"
-    elif file.model.endswith(".json"):
-        described = _read(Path(file.model))
-        called = f"{Path(file.model).stem}-{content_hash(described)}"  # never a name of open_clip's own
-    else:
+    config = described(file.model)
+    if config is None:
         if file.model not in open_clip.list_models():
             raise KitError(
                 f"open_clip knows no model '{spelt(file.model)}'.{suggestion(file.model, open_clip.list_models())} "
                 "`open_clip.list_models()` lists them; a .json file may describe one of your own."
             )
         return file.model
-    open_clip.factory._MODEL_CONFIGS[called] = described
+    called = f"{Path(file.model.removeprefix(TIMM)).stem}-{content_hash(config)}"  # never a name of open_clip's own
+    open_clip.factory._MODEL_CONFIGS[called] = config
     return called
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise KitError(f"The model description {path} cannot be read ({reason}). Check the path.") from error
-    content = content.get("model_cfg", content) if isinstance(content, dict) else content  # open_clip_config.json
-    if not isinstance(content, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(content):
-        raise KitError(
-            f"{path} describes no model of open_clip: it must hold embed_dim, vision_cfg and text_cfg, as "
-            "`open_clip.get_model_config(NAME)` shows them, or an open_clip_config.json does."
-        )
-    return content
-
-
-def _timm_config(name: str) -> dict[str, Any]:
-    import timm
-
-    if not timm.is_model(name):
-        raise KitError(f"timm knows no model '{spelt(name)}'.{suggestion(name, timm.list_models())}")
-    model: Any = timm.create_model(name, num_classes=0)
-    pool = getattr(model, "global_pool", "avg")  # as the model itself: a vision transformer may take its class token
-    vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": "none"}
-    facts: Any = model.pretrained_cfg
-    side = int(facts["input_size"][-1])
-    return {"embed_dim": model.num_features, "vision_cfg": {**vision, "image_size": side}, "text_cfg": TEXT}
-
-
-class Built(NamedTuple):
-    """A model with its base weights.
-
-    Attributes:
-        clip: the model.
-        tokenizer: for its text tower; None if it has none.
-        features: their number D.
-        hash: of the files with the weights and of the architecture.
-    """
-
-    clip: "open_clip.CLIP"
-    tokenizer: Any
-    features: int
-    hash: str
 
 
 def built(file: SuiteFile) -> Built:
     """Return the model with its base weights.
 
+    Images are normalised as it is written beside the base (by open_clip, transformers or timm), as open_clip knows of
+    its tag, as the description of the model says, or else as OpenAI's CLIP does; of a timm model as timm does.
+
     Raises:
-        KitError: the base is not there, or is not one of this model.
+        KitError: there is no such model, it cannot be merged as its weights are not all that it has learnt, or the base
+            is not there or not one of this model.
     """
     import open_clip
 
     called = architecture(file)
-    logging.disable(logging.WARNING)  # open_clip warns of random weights, which are about to be replaced
-    try:
-        model: Any = open_clip.create_model(called)
-    finally:
-        logging.disable(logging.NOTSET)
-    place, preprocessing = _place(file, called)
-    if preprocessing:
-        open_clip.model.set_model_preprocess_cfg(model, {**model.visual.preprocess_cfg, **preprocessing})
-    if file.model.startswith(TIMM):
-        import timm
-
-        facts = timm.get_pretrained_cfg(file.model.removeprefix(TIMM)) or model.visual.trunk.pretrained_cfg
-        normalised = {"mean": tuple(facts.mean), "std": tuple(facts.std)} if hasattr(facts, "mean") else {}
-        open_clip.model.set_model_preprocess_cfg(model, {**model.visual.preprocess_cfg, **normalised})
+    config = open_clip.get_model_config(called)
+    assert config is not None
+    model: Any = _guarded(file, lambda: open_clip.create_model(called))
+    _check_merges(model, file)
+    place, known = _place(file, called, config)
     checkpoint = opened(place)
-    _fill(model, checkpoint, file)
-    tokenizer = None if file.model.startswith(TIMM) else open_clip.get_tokenizer(called)
-    described = open_clip.get_model_config(called)
-    assert described is not None  # it was made from this
-    return Built(model, tokenizer, described["embed_dim"], content_hash([checkpoint.digest(), described]))
+    filling.fill(model, checkpoint, file)
+    normalisation: dict[str, Any] = {
+        **normalisation_of(file.model),
+        **normalisation_beside(checkpoint),
+        **{key: known[key] for key in ("mean", "std") if key in known},
+    }
+    open_clip.model.set_model_preprocess_cfg(model, {**model.visual.preprocess_cfg, **normalisation})
+    tokenizer = None if file.model.startswith(TIMM) else _guarded(file, lambda: open_clip.get_tokenizer(called))
+    print_ = [checkpoint.digest(), config, list(model.visual.image_mean), list(model.visual.image_std)]
+    source = checkpoint.source if place.startswith(HUB) else Path(place).name
+    return Built(model, tokenizer, config["embed_dim"], content_hash(print_), known.get("source", source))
 
 
 def base_checkpoint(file: SuiteFile) -> Checkpoint:
     """Return the opened base weights of a suite."""
-    return opened(_place(file, architecture(file))[0])
-
-
-def _place(file: SuiteFile, called: str) -> tuple[str, dict[str, Any]]:
-    """Return where the base weights are, and how a tag of open_clip says that images are normalised."""
     import open_clip
 
-    if file.base.startswith("hf:") or Path(file.base).is_absolute():
+    called = architecture(file)
+    return opened(_place(file, called, open_clip.get_model_config(called) or {})[0])
+
+
+def _guarded(file: SuiteFile, make: Any) -> Any:
+    """Return what open_clip makes; it takes descriptions at their word, and fails in any way.
+
+    It warns of random weights, which are about to be replaced.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make()
+    except Exception as error:
+        raise KitError(
+            f"open_clip cannot make the model {spelt(Path(file.model).name)} or its tokenizer: "
+            f"{type(error).__name__}: {spelt(error)}. Compare the description with `open_clip.get_model_config(NAME)`."
+        ) from error
+    finally:
+        logging.disable(before)
+
+
+def _check_merges(model: Any, file: SuiteFile) -> None:
+    counted = [name for name, _ in model.visual.named_buffers() if name.endswith("running_mean")]
+    if counted:
+        raise KitError(
+            f"{spelt(file.model)} normalises over batches ('{counted[0]}' and {len(counted) - 1} more): what it "
+            "counted of its images is no parameter, and would be wrong for merged ones. Take a model without batch "
+            "normalisation, such as a ViT."
+        )
+
+
+def _place(file: SuiteFile, called: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return where the base weights are, and what open_clip knows of its tag: mean, std; and the source."""
+    import open_clip
+
+    if file.base.startswith(HUB) or Path(file.base).is_absolute():
         return file.base, {}
     tags = open_clip.list_pretrained_tags_by_model(called)
     if file.base not in tags:
@@ -144,7 +140,8 @@ def _place(file: SuiteFile, called: str) -> tuple[str, dict[str, Any]]:
             f"Suite '{file.name}': open_clip has no weights '{spelt(file.base)}' for {spelt(file.model)}."
             f"{suggestion(file.base, tags)} {there}"
         )
-    known = open_clip.get_pretrained_cfg(called, file.base)
+    known = dict(open_clip.get_pretrained_cfg(called, file.base))
+    _check_activation(file, called, config, bool(known.get("quick_gelu", False)))
     repo = str(known.get("hf_hub", "")).rstrip("/")
     if not repo:
         raise KitError(
@@ -153,43 +150,19 @@ def _place(file: SuiteFile, called: str) -> tuple[str, dict[str, Any]]:
         )
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 
-    return str(hub.downloaded(repo, HF_SAFE_WEIGHTS_NAME)), {key: known[key] for key in ("mean", "std") if key in known}
+    path = hub.downloaded(repo, HF_SAFE_WEIGHTS_NAME)
+    return str(path), {**known, "source": str(hub.source(repo, HF_SAFE_WEIGHTS_NAME))}
 
 
-def _fill(model: Any, checkpoint: Checkpoint, file: SuiteFile) -> None:
-    """Put the base weights into the model: all of an open_clip checkpoint, or of another one the image encoder."""
-    state = model.state_dict()
-    if not file.model.startswith(TIMM) and set(state) <= {*checkpoint, "attn_mask"}:
-        problems = [
-            f"'{name}' has shape {checkpoint.layout(name)[0]}, the model {tuple(tensor.shape)}"
-            for name, tensor in state.items()
-            if name in checkpoint and checkpoint.layout(name)[0] != tuple(tensor.shape)
-        ]
-        if problems:
-            raise KitError(f"The base {checkpoint.place} is not {file.model}: {first_three(problems)}. Name its model.")
-        model.load_state_dict({name: checkpoint[name].float() for name in state if name in checkpoint}, strict=False)
+def _check_activation(file: SuiteFile, called: str, config: dict[str, Any], quick: bool) -> None:
+    """Refuse weights whose activation is another one: open_clip only warns, and all accuracies would be wrong."""
+    import open_clip
+
+    if bool(config.get("quick_gelu", False)) == quick:
         return
-    headless = [name for name, task in file.tasks.items() if task.head is None]
-    if headless:
-        raise KitError(
-            f"The base {checkpoint.place} has no text tower under open_clip's names, from which prompts become heads. "
-            f"Name open_clip's checkpoint of the whole model or one of its tags, or give task '{headless[0]}' a `head`."
-        )
-    own = {name: value for name, value in model.visual.named_parameters() if name != "proj"}
-    loaded: dict[str, Tensor] = dict(as_encoder(checkpoint, own, what=f"The base {checkpoint.place}"))
-    if hasattr(model.visual, "proj") and model.visual.proj is not None:
-        loaded["proj"] = _projection(checkpoint, tuple(model.visual.proj.shape))
-    model.visual.load_state_dict({**model.visual.state_dict(), **loaded})
-
-
-def _projection(checkpoint: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
-    """Return the projection to the joint space, (width, joint); transformers stores it the other way round."""
-    for name in ("visual.proj", "proj"):
-        if name in checkpoint:
-            return checkpoint[name]
-    if "visual_projection.weight" in checkpoint:
-        return checkpoint["visual_projection.weight"].T
+    other = f"{called}-quickgelu" if quick else called.removesuffix("-quickgelu")
+    instead = f"Name {other}." if other in open_clip.list_models() else "Describe the model in a .json file."
     raise KitError(
-        f"The base has no projection to the joint space {shape}. Name a checkpoint of open_clip, or of transformers' "
-        "CLIPModel or CLIPVisionModelWithProjection."
+        f"Suite '{file.name}': the weights '{spelt(file.base)}' were trained with {'Quick' if quick else 'plain '}"
+        f"GELU, and {spelt(file.model)} has the other one: all accuracies would be wrong. {instead}"
     )
