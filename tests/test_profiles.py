@@ -156,3 +156,15 @@ def test_the_real_profiles_ask_the_same() -> None:
     ]
     assert asked[0] == asked[1] == asked[2]
     assert asked[0]["scaling"]["added"].count(",") == 4
+
+
+def test_the_notebooks_own_values_are_those_of_the_book() -> None:
+    # Run All in Jupyter is the book's own run then. What is longer than a line of a notebook may stand in the profile.
+    root = Path(__file__).parents[1]
+    for name in ("miniature", "miniature-seeds", "solutions"):
+        profile = profiles.load(name, root)
+        assert profile.suite == "miniature"
+        given = {
+            f"{notebook}.{key}": value for notebook, some in profile.notebooks.items() for key, value in some.items()
+        }
+        assert all(len(f'{key}: str = "{value}"') > 88 for key, value in given.items()), given

@@ -9,6 +9,7 @@ import typer
 from mergekit_lite.cli.course import app as course
 from mergekit_lite.cli.evaluating import evaluate
 from mergekit_lite.cli.merging import merge
+from mergekit_lite.cli.starting import init
 from mergekit_lite.cli.wording import at_home, worded
 from mergekit_lite.errors import KitError
 
@@ -269,5 +270,6 @@ def fetch(
     fetching.fetch_suite(suite, tasks, train=train, workers=workers or cores(), dry_run=dry_run, lock=at_home(lock))
 
 
+app.command()(init)
 app.command()(merge)
 app.command()(evaluate)

@@ -67,5 +67,7 @@ def evaluate(
     printed.show(found, console)
     if confused is not None:
         printed.show_confusion(confused, found, console)
+        if output is None or output.suffix != ".json":
+            console.print("\nThe whole matrix: -o FILE.json.", markup=False, highlight=False)
     if output is not None:
         console.print(f"\nWritten: {output}", markup=False, highlight=False)

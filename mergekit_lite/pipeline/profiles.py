@@ -70,7 +70,7 @@ def find_root(start: Path | None = None) -> Path:
             return folder
     raise KitError(
         f"Neither {start} nor a folder above it holds `profiles/` and `notebooks/`. "
-        "Change into a clone of the project and try again."
+        "Change into a clone of the project, or into what `mergekit-lite init FOLDER` lays out, and try again."
     )
 
 
