@@ -96,12 +96,8 @@ def report(evaluation: Evaluation, confused: Confusion | None = None) -> dict[st
         "commit": source_commit(),
         "device": device_name(suite.device),
         "dtype": str(suite.working_dtype).removeprefix("torch."),
-        "suite": {
-            "name": suite.name,
-            "title": suite.title,
-            **suite.fingerprint((), tasks),
-            "sources": suite.sources(()),
-        },
+        # its hashes are of the base, the experts, the class names, and the images
+        "suite": {"title": suite.title, **suite.fingerprint(tasks, tasks), "sources": suite.sources(tasks)},
         "models": [{"name": model.name, **model.provenance(suite, tasks)} for model in evaluation.models],
         "experts": {task: evaluation.scores[evaluation.first, task].expert for task in tasks},
         "results": rows(evaluation),
