@@ -12,6 +12,8 @@ import yaml
 from mergekit_lite.errors import KitError, shown
 from mergekit_lite.merge import material
 from mergekit_lite.merge.jobs import Asked, Job, asked_of, check_no_data, of_places, shown_place
+from mergekit_lite.merge.material import names_as_stored
+from mergekit_lite.merge.target import in_dtype
 from mergekit_lite.methods import load_method
 from mergekit_lite.methods.parameters import filled_in
 from mergekit_lite.methods.registry import MethodInfo, get
@@ -109,11 +111,19 @@ def _by_recipe(wish: Wish) -> Job:
 
     recipe = mergekit_yaml.read(Path(wish.method))
     base = recipe.base or next(iter(recipe.models.values()))
-    found = _material(wish, base, recipe.models)
+    found = material.gathered(
+        base,
+        recipe.models,
+        names=wish.names or names_as_stored(base),  # mergekit trims each tensor as it is stored
+        whole=True,
+        exclude=wish.exclude,
+        device=wish.device or "cpu",
+    )
     if recipe.base is None:  # the first of the models gives the format, and is merged with the others
         found = replace(found, notes=())
     title = f"mergekit's {recipe.words.get('merge_method', 'recipe')}"
-    return of_places(found, Asked(title, Path(wish.method).name, {}, recipe.merge, words=recipe.words))
+    job = of_places(found, Asked(title, Path(wish.method).name, {}, recipe.merge, "tensors", recipe.words))
+    return job if recipe.dtype is None else replace(job, target=in_dtype(job.target, recipe.dtype))
 
 
 def chosen_method(text: str) -> MethodInfo:

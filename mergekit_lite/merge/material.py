@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError, suggestion
-from mergekit_lite.suites.checkpoints.layouts import Names, View, viewed
+from mergekit_lite.suites.checkpoints.layouts import Names, View, layout_of, viewed
 from mergekit_lite.suites.checkpoints.opening import Checkpoint, opened
 from mergekit_lite.suites.words import spelt
 from mergekit_lite.weight_files import LazyWeights
@@ -93,6 +93,12 @@ def gathered(
     kinds = {name: _kind({start.layout(name)[1], *(end.layout(name)[1] for end in ends.values())}) for name in start}
     notes = [*_copies(opened_base, opened_experts), *_overlooked(opened_base, opened_experts, exclude)]
     return Material(start, ends, kinds, tuple(exclude), tuple(notes))
+
+
+def names_as_stored(base: str) -> Names:
+    """Return how the queries, keys and values of a model are stored; "split" if it has none."""
+    pieces = layout_of(opened(base)).pieces
+    return "fused" if any(piece.split and len(piece.stored) == 1 for piece in pieces) else "split"
 
 
 def excluded(checkpoint: Checkpoint, patterns: Sequence[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -68,6 +68,15 @@ def like_base(view: View) -> Target:
         files = {file_name(checkpoint, view): layouts}
     said = "The base is a pickle; the merged model is written as safetensors." if checkpoint.format == "pickle" else ""
     return Target(files, parts_of(view), view.left_alone, checkpoint, checkpoint.beside, index, said)
+
+
+def in_dtype(target: Target, dtype: torch.dtype) -> Target:
+    """Return the target with merged tensors stored in `dtype`, whatever the base's is."""
+    files = {
+        file: {name: (shape, kind if name in target.copied else dtype) for name, (shape, kind) in layouts.items()}
+        for file, layouts in target.files.items()
+    }
+    return replace(target, files=files)
 
 
 def plain(layouts: Layouts) -> Target:
