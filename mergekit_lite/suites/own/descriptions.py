@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.suites.checkpoints.opening import Checkpoint
 from mergekit_lite.suites.words import spelt
@@ -76,7 +78,9 @@ def _of_timm(name: str) -> dict[str, Any]:
     pool = model.global_pool if isinstance(getattr(model, "global_pool", None), str) else "avg"
     vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": "none"}
     side = int(model.pretrained_cfg["input_size"][-1])
-    return {"embed_dim": model.num_features, "vision_cfg": {**vision, "image_size": side}, "text_cfg": TEXT}
+    with torch.no_grad():  # some have layers before the classifier that change the number of features
+        features = int(model.eval()(torch.zeros(1, 3, side, side)).shape[-1])
+    return {"embed_dim": features, "vision_cfg": {**vision, "image_size": side}, "text_cfg": TEXT}
 
 
 def normalisation_beside(checkpoint: Checkpoint) -> dict[str, tuple[float, ...]]:
