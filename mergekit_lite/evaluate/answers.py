@@ -51,7 +51,7 @@ def bring_images(suite: Suite, tasks: Sequence[str]) -> None:
             raise KitError(f"Task '{task}' of suite '{suite.name}' has no test images. Name the others: --tasks.")
 
 
-def answers(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> dict[tuple[str, str], Answers]:
+def gathered(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> dict[tuple[str, str], Answers]:
     """Return (name of a model, task) -> its answers; what was answered before is read from the cache.
 
     On a CPU there is a process per core, each with one thread and one model in memory at a time; on a GPU there is

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mergekit_lite.analysis.accuracy import normalised
 from mergekit_lite.analysis.uncertainty import image_spread, interval, paired_spread
-from mergekit_lite.evaluate.answers import Answers, answers, are_kept, bring_images
+from mergekit_lite.evaluate.answers import Answers, are_kept, bring_images, gathered
 from mergekit_lite.evaluate.models import Model
 from mergekit_lite.study import Cell, Record, run
 from mergekit_lite.suites.suite import Suite
@@ -117,7 +117,7 @@ def evaluated(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> Ev
             own = EXPERT
         # Where the experts' answers are to be had, a record need not be; else it is enough how many are right.
         recorded = {} if own else _of_records(suite, tasks)
-        found = answers(suite, [*models, EXPERT] if own is EXPERT else models, tasks)
+        found = gathered(suite, [*models, EXPERT] if own is EXPERT else models, tasks)
         labels = {task: np.asarray(suite.split(task, "test").labels) for task in tasks}
     right = {key: one == labels[key[1]] for key, one in found.items()}
     experts = {task: percent(right[own.name, task]) for task in tasks} if own else recorded
