@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ class Library:
         merged: whether a tensor of this name takes part in a merge.
     """
 
-    make: Callable[[], nn.Module]
-    save: Callable[[nn.Module, Path], Any]
-    load: Callable[[Path], nn.Module]
-    features: Callable[[nn.Module], Tensor]
+    make: Callable[[], Any]
+    save: Callable[[Any, Path], Any]
+    load: Callable[[Path], Any]
+    features: Callable[[Any], Tensor]
     merged: Callable[[str], bool] = lambda name: True
 
 
@@ -60,33 +61,32 @@ def images() -> Tensor:
 
 
 def transformers_library(model: str) -> Library:
-    import transformers
-
+    transformers: Any = import_module("transformers")
     kind = getattr(transformers, model)
 
     def make() -> nn.Module:
         if model == "CLIPModel":
-            return kind(transformers.CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=16))  # type: ignore[no-any-return]
+            return kind(transformers.CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=16))
         if model == "BertModel":
             return kind(
                 transformers.BertConfig(
                     vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
                 )
-            )  # type: ignore[no-any-return]
-        return kind(transformers.CLIPVisionConfig(**VISION))  # type: ignore[no-any-return]
+            )
+        return kind(transformers.CLIPVisionConfig(**VISION))
 
-    def features(module: nn.Module) -> Tensor:
+    def features(module: Any) -> Tensor:
         if model == "BertModel":
-            return module(torch.arange(20).reshape(2, 10)).last_hidden_state  # type: ignore[no-any-return]
+            return module(torch.arange(20).reshape(2, 10)).last_hidden_state
         if model == "CLIPModel":
-            return module.get_image_features(pixel_values=images()).pooler_output  # type: ignore[no-any-return,operator]
+            return module.get_image_features(pixel_values=images()).pooler_output
         output = module(pixel_values=images())
-        return output.image_embeds if "Projection" in model else output.pooler_output  # type: ignore[no-any-return]
+        return output.image_embeds if "Projection" in model else output.pooler_output
 
     def merged(name: str) -> bool:
         return model == "BertModel" or not name.startswith(("text_", "visual_projection", "logit"))
 
-    return Library(make, lambda module, folder: module.save_pretrained(folder), kind.from_pretrained, features, merged)  # type: ignore[operator]
+    return Library(make, lambda module, folder: module.save_pretrained(folder), kind.from_pretrained, features, merged)
 
 
 def open_clip_library() -> Library:
@@ -103,7 +103,7 @@ def open_clip_library() -> Library:
         lambda: open_clip.CLIP(**OPEN_CLIP),
         save,
         lambda folder: open_clip.create_model(f"local-dir:{folder}"),
-        lambda module: module.encode_image(images()),  # type: ignore[operator,no-any-return]
+        lambda module: module.encode_image(images()),
         lambda name: name.startswith("visual.") and name != "visual.proj",
     )
 
@@ -123,7 +123,7 @@ def timm_library() -> Library:
     def load(folder: Path) -> nn.Module:
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
 
-    def features(module: nn.Module) -> Tensor:
+    def features(module: Any) -> Tensor:
         assert isinstance(module, VisionTransformer)
         return module.forward_head(module.forward_features(images()))
 

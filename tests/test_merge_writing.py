@@ -218,7 +218,7 @@ def test_nothing_is_left_of_a_merge_that_did_not_end(
 ) -> None:
     places = {
         "StreamedFile.put": (StreamedFile, "put"),
-        "copyfile": (running.shutil, "copyfile"),
+        "copyfile": (shutil, "copyfile"),
         "model_card": (running, "model_card"),
     }
     monkeypatch.setattr(*places[where], trouble)
