@@ -251,7 +251,7 @@ def _problem(error: Any) -> str:
             f"merge_method: {shown(method)} is not supported.{suggestion(method, get_args(Method))} "
             f"Supported: {', '.join(get_args(Method))}. The kit's own methods need no file: `merge METHOD --base ...`"
         )
-    if isinstance(error["input"], list | dict) and where[-1] in ("weight", "density", "scale", "lambda", "normalize"):
+    if isinstance(error["input"], list | dict) and {*where[-1:]} & {"weight", "density", "lambda", "normalize"}:
         return f"{place}: one number is supported, not a gradient over layers or a filter by tensor"
     if error["type"] == "missing":
         return f"{place}: it is missing"
