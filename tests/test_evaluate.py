@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,7 +199,7 @@ def made(
     right = {key: one == labels[key[1]] for key, one in found.items()}
     scores = {key: measuring.score(int(one.sum()), images, expert) for key, one in right.items()}
     first = next(iter(correct))
-    averages = {name: measuring._average(name, first, tasks, scores, right) for name in correct}
+    averages = {name: measuring.average(name, first, tasks, scores, right) for name in correct}
     suite = SimpleNamespace(title=title, tasks={one: SimpleNamespace(classnames=tuple("abcd")) for one in tasks})
     rows = tuple(models.Model(name, name) for name in correct)
     return measuring.Evaluation(cast(Suite, suite), rows, tuple(tasks), scores, averages, found, labels)
@@ -390,6 +391,19 @@ def test_without_places_or_suite_usage_is_told(here: Path) -> None:
         assert result.exit_code == 2
         assert "Missing" in result.stderr
         assert missing in result.stderr
+
+
+def test_a_process_that_died_is_told_with_what_to_do(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def died(setup: object, work: object, items: list[object], workers: int) -> Iterator[tuple[object, object]]:
+        def outcome() -> None:
+            raise BrokenProcessPool
+
+        yield items[0], outcome
+
+    monkeypatch.setattr(answers, "side_by_side", died)
+    monkeypatch.setenv(VARIABLE, str(here / "another"))
+    error = told("merged-0.3", "expert", "--suite", "tiny.yaml")
+    assert "ended abruptly while 'merged-0.3' was measured on 'sides', most often because the memory ran out" in error
 
 
 def test_a_task_without_test_images_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

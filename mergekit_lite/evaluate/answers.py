@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,6 +23,7 @@ from mergekit_lite.study.records import Cell
 from mergekit_lite.suites.checkpoints.encoders import Encoder
 from mergekit_lite.suites.scoring import ahead
 from mergekit_lite.suites.suite import Split, Suite
+from mergekit_lite.suites.words import spelt
 from mergekit_lite.workers import cores, side_by_side
 
 Answers = NDArray[np.int32]
@@ -72,8 +74,15 @@ def gathered(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> dic
     outcomes = side_by_side((lambda: suite) if alone else suite.loader, _answer, missing, workers)
     with _progress(len(missing)) as tell, closing(outcomes):
         for question, outcome in outcomes:
-            outcome()
-            tell(f"{question.model.name} on {question.task}")
+            try:
+                outcome()
+            except BrokenProcessPool as error:
+                raise KitError(
+                    f"A worker process ended abruptly while '{spelt(question.model.name)}' was measured on "
+                    f"'{question.task}', most often because the memory ran out. What was finished is kept: end what "
+                    "else runs here, and run the same again."
+                ) from error
+            tell(f"{spelt(question.model.name)} on {question.task}")
     return {(one.model.name, one.task): np.load(one.path) for one in questions}
 
 

@@ -126,7 +126,7 @@ def evaluated(suite: Suite, models: Sequence[Model], tasks: Sequence[str]) -> Ev
         for model in models
         for task in tasks
     }
-    averages = {model.name: _average(model.name, models[0].name, tasks, scores, right) for model in models}
+    averages = {model.name: average(model.name, models[0].name, tasks, scores, right) for model in models}
     return Evaluation(suite, tuple(models), tuple(tasks), scores, averages, found, labels)
 
 
@@ -154,13 +154,22 @@ def wilson(correct: int, total: int, level: float = LEVEL) -> tuple[float, float
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-def _average(
+def average(
     name: str,
     first: str,
     tasks: Sequence[str],
     scores: Mapping[tuple[str, str], Score],
     right: Mapping[tuple[str, str], NDArray[np.bool_]],
 ) -> Average:
+    """Return how the model `name` does over all tasks, and how far from the model `first`.
+
+    Args:
+        name: of a model.
+        first: of another one, or the same.
+        tasks: all of them.
+        scores: (model, task) -> score.
+        right: (model, task) -> whether each image is classified correctly, (N,).
+    """
     record = Record.model_construct(accuracy={task: scores[name, task].accuracy for task in tasks})
     low, high = interval(image_spread(record, {task: scores[name, task].images for task in tasks}), LEVEL)
     experts = {task: scores[name, task].expert for task in tasks}
