@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mergekit_lite.cli import app
-from mergekit_lite.pipeline import profiles, runner, starting
+from mergekit_lite.pipeline import profiles, runner
 
 ROOT = Path(__file__).parents[1]
 
