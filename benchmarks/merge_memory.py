@@ -7,9 +7,7 @@ that. Spectral methods work matrix by matrix, and so are measured on a model wit
 tensors: they would take hours, and not a byte more.
 """
 
-import contextlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -78,8 +76,6 @@ def merge(method: str, place: str, *, pool: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=Path(place).parent) as temporary:
         output = Path(temporary) / "merged"
         planned = plan.planned(asking.job_of(asking.Wish(method, [f"{place}/base"], experts, {})))
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(output)
         running.merged_folder(planned, output, "")
         written = sum(file.stat().st_size for file in output.iterdir())
     return {

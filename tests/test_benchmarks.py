@@ -24,6 +24,7 @@ from benchmarks import (  # noqa: E402
     fw_memory,
     gpu,
     measuring,
+    merge_memory,
     merge_throughput,
     models,
     regmean_merge,
@@ -35,6 +36,7 @@ Script = tuple[Callable[..., None], dict[str, Any]]
 SCRIPTS: dict[str, Script] = {
     "adamerging_step": (adamerging_step.main, {"pool": 2, "images": 2, "steps": 2}),
     "fw_memory": (fw_memory.main, {"pools": "2,3", "distinct": 2}),
+    "merge_memory": (merge_memory.main, {"pool": 3}),
     "merge_throughput": (merge_throughput.main, {"pool": 2, "repeats": 1}),
     "frank_wolfe_step": (frank_wolfe_step.main, {"pools": "2", "tasks": 2, "images": 4, "iterations": 1}),
     "regmean_merge": (regmean_merge.main, {"pool": 2, "rows": 64, "repeats": 1}),

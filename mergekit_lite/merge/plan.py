@@ -1,28 +1,18 @@
 """What a merge will do, and what it takes in memory, disk and time: told before anything is written."""
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
 import torch
 from rich.table import Table
 from rich.text import Text
 
+from mergekit_lite.merge import forecast
 from mergekit_lite.merge.jobs import Job
 from mergekit_lite.merge.streamed import bytes_of
-from mergekit_lite.merge.ways import PIECE, Cut, entries_of, grouped, spans_of
+from mergekit_lite.merge.ways import entries_of
 from mergekit_lite.suites.words import spelt
-
-MEASURED = 2 * 10**8
-"""The cost of the matrix that spectral methods are timed on, at most: rows times columns times the smaller of them."""
-
-TEMPORARIES = 14
-"""Float32 copies of a matrix that a spectral method needs at most: two models' and float64 factors of it."""
-
-IN_PIECES = 16
-"""The same of a method that sees pieces, with what the allocator keeps."""
 
 
 @dataclass(frozen=True)
@@ -51,58 +41,8 @@ def planned(job: Job) -> Plan:
         KitError: the piece cannot be merged.
     """
     output = sum(bytes_of(layouts) for layouts in job.target.files.values())
-    memory, at_least = _memory(job)
-    return Plan(job, output, memory, at_least, _seconds(job))
-
-
-def _memory(job: Job) -> tuple[int, bool]:
-    process = psutil.Process().memory_info()
-    held = process.rss - getattr(process, "shared", 0)
-    entries = entries_of(job.base)
-    model = sum(entries[name] * kind.itemsize for name, kind in job.kinds.items())
-    largest = 4 * max(entries.values(), default=0)
-    way = job.asked.way
-    if way == "tensors":
-        return held + TEMPORARIES * largest, False
-    if way == "whole":
-        return held + model + 4 * largest, True
-    piece = IN_PIECES * 4 * min(PIECE, sum(entries.values()))
-    return held + piece + (model if way == "pieces at once" else 0), False
-
-
-def _seconds(job: Job) -> float | None:
-    """Return how long the merge will take, from a piece of it."""
-    if job.asked.way == "whole":
-        return None
-    entries = entries_of(job.base)
-    if job.asked.way == "tensors":
-        costs = {name: _cost(shape) for name, shape in _shapes(job).items()}
-        chosen = max((name for name in costs if costs[name] <= MEASURED), key=costs.__getitem__, default=None)
-        chosen = chosen or min(costs, key=costs.__getitem__)
-        return _timed(job, dict.fromkeys([chosen])) * sum(costs.values()) / costs[chosen]
-    spans = spans_of(dict(sorted(entries.items(), key=lambda one: -one[1])), PIECE)
-    sizes = {label: span[2] - span[1] for label, span in spans.items() if span}
-    some = next(grouped(sizes, PIECE))
-    share = sum(sizes[label] for label in some) / sum(sizes.values())
-    return _timed(job, {label: spans[label] for label in some}) / share
-
-
-def _timed(job: Job, spans: Mapping[str, tuple[str, int, int] | None]) -> float:
-    begun = time.perf_counter()
-    job.asked.merge(
-        Cut(job.base, spans, job.kinds), {name: Cut(expert, spans, job.kinds) for name, expert in job.experts.items()}
-    )
-    return time.perf_counter() - begun
-
-
-def _shapes(job: Job) -> dict[str, tuple[int, ...]]:
-    cut = Cut(job.base, dict.fromkeys(job.base), job.kinds)
-    return {name: cut.layout(name)[0] for name in cut}
-
-
-def _cost(shape: tuple[int, ...]) -> int:
-    """Return what a decomposition of a tensor costs; vectors and convolutions are only read."""
-    return max(1, torch.Size(shape).numel()) * (min(shape) if len(shape) == 2 else 1)
+    memory, at_least = forecast.memory(job)
+    return Plan(job, output, memory, at_least, forecast.seconds(job))
 
 
 def rows(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -172,7 +112,7 @@ def size_words(size: int) -> str:
 def time_words(plan: Plan) -> str:
     """Say how long a merge takes."""
     if plan.seconds is None:
-        return "not known before, since this method sees whole models at once"
+        return "not known before"
     seconds = plan.seconds
     if seconds < 1:
         return "less than a second"
