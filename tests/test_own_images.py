@@ -543,6 +543,37 @@ def test_labels_in_another_order_are_refused(hub: LoopbackHub) -> None:
         brought(given)
 
 
+def test_labels_of_other_names_are_said(hub: LoopbackHub, capsys: pytest.CaptureFixture[str]) -> None:
+    put_birds(hub)
+    brought(source({"dataset": "ann/birds"}, ("Erithacus", "Passer", "Troglodytes")))
+    assert "calls its labels otherwise: 'Robin' is taken for 'Erithacus', 'wren' for 'Troglodytes'." in (
+        capsys.readouterr().out
+    )
+    brought(source({"dataset": "ann/birds"}), "train")
+    assert "otherwise" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ({"label": "species"}, r"has no column 'species', but image, label\. Compare `images` and `classnames` in the"),
+        ({"test": "validation"}, r"has no split 'validation', but train, test\. Compare `images`"),
+        ({"dataset": "ann/fish"}, r"ann/fish could not be fetched: the hub has no such repository"),
+    ],
+    ids=["column", "split", "repository"],
+)
+def test_a_data_set_that_is_not_as_the_file_says_is_said(hub: LoopbackHub, images: dict[str, str], words: str) -> None:
+    put_birds(hub)
+    with pytest.raises(KitError, match=words):
+        brought(source({"dataset": "ann/birds", **images}))
+
+
+def test_a_number_of_classes_that_is_another_is_said(hub: LoopbackHub) -> None:
+    put_birds(hub)
+    with pytest.raises(KitError, match=r"must have all labels from 0 to 1, but has labels from 0 to 2, .*and 3 names"):
+        brought(source({"dataset": "ann/birds"}, ("robin", "wren")))
+
+
 def test_a_task_called_as_one_of_the_benchmark_has_its_own_sizes(hub: LoopbackHub) -> None:
     put_birds(hub)
     given = source({"dataset": "ann/birds"})

@@ -557,9 +557,25 @@ def test_weights_of_the_hub_are_known_before_they_are_fetched(hub: LoopbackHub, 
     assert suite.has_expert("shades")
     assert suite.expert_hash("shades") == local.expert_hash("shades")
     assert suite.sources(["shades"])["shades"] == f"ann/shades@{commit}"
-    asked = len(hub.asked)
-    suite.expert("shades"), suite.expert_hash("shades"), suite.has_expert("shades")
-    assert len(hub.asked) == asked
+
+
+def test_what_was_fetched_of_the_hub_needs_no_network_and_stays_what_it_is(hub: LoopbackHub, folder: Path) -> None:
+    base, expert = ((folder / name).read_bytes() for name in ("base.safetensors", "experts/shades.safetensors"))
+    hub.put("model", "ann/base", {"open_clip_model.safetensors": base, "open_clip_config.json": b"{}"})
+    hub.put("model", "ann/shades", {"model.safetensors": expert})
+    tasks = yaml.safe_load((folder / "tiny.yaml").read_text())["tasks"]
+    for revision in ("", "@main"):
+        tasks["shades"]["expert"] = f"hf:ann/shades{revision}"
+        suite = load(folder, base="hf:ann/base", tasks=tasks)
+        suite.prepare(TASKS, workers=1)
+        before, asked = fingerprint(suite), len(hub.asked)
+        hub.put("model", "ann/shades", {"model.safetensors": b"what it is now"})
+        again = load(folder)
+        assert again.has_expert("shades")
+        assert again.expert("shades")
+        assert fingerprint(again) == before
+        assert len(hub.asked) == asked
+        hub.put("model", "ann/shades", {"model.safetensors": expert})
 
 
 # A study

@@ -11,6 +11,13 @@ from mergekit_lite.suites.own.reading import SHIPPED, read_suite_file
 from mergekit_lite.suites.own.schema import SuiteFile
 
 Key = Literal["b32", "b16", "l14"]
+
+CHANGED = (
+    "The data set may have been changed on the hub: delete the folder sources/clip of the cache and run the same again "
+    "to take it as it is now."
+)
+"""What to do about data that are not as expected; the end of several errors."""
+
 EXPERT = "model.safetensors"  # transformers' name of the file in every expert's repository
 
 
@@ -61,6 +68,7 @@ class HubTask:
         experts: key of a model -> repository of the encoder fine-tuned on this task.
         accuracy: key of a model -> "pretrained" and "finetuned" top-1 accuracy in percent, as FusionBench printed it.
         revision: commit of the data set; None is the present one, or what `reference/tasks.json` knows to be right.
+        remedy: what to do if the data set is not as it is said here.
     """
 
     name: str
@@ -77,6 +85,7 @@ class HubTask:
     experts: Mapping[str, str]
     accuracy: Mapping[str, Mapping[str, float]]
     revision: str | None = None
+    remedy: str = CHANGED
 
 
 @cache

@@ -282,7 +282,7 @@ def _decode(task: HubTask, which: Which, side: int, crop: Crop, images: Path, wo
     shape = (len(order), 3, side, side)
     if not task.test_images:  # only now it is known how many there are
         check_room(images.parent, int(np.prod(shape)) - begun, f"the images of '{task.name}', {which}")
-    work = Work(task.name, dataset, order, part, preprocessing(side, crop))
+    work = Work(task.name, dataset, order, part, preprocessing(side, crop), task.remedy)
     hashes = filled(work, f"{task.name}, {which}", shape, _ledger_path(images), workers)
     with written_whole(_labels_path(images)) as temporary, temporary.open("wb") as stream:
         np.save(stream, label_numbers(dataset, task)[order])

@@ -14,7 +14,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip.benchmark import HubTask
 from mergekit_lite.suites.clip.hub import bars_in_a_terminal_only, discard, fetched, has_digest, remove
 from mergekit_lite.suites.clip.labels import check_labels, label_numbers, two_columns
-from mergekit_lite.suites.clip.sources import CHANGED, HubFile, Source, asked, located, quiet, the_library
+from mergekit_lite.suites.clip.sources import HubFile, Source, asked, located, quiet, the_library
 from mergekit_lite.suites.suite import Which
 from mergekit_lite.suites.words import spelt
 
@@ -98,10 +98,17 @@ def labelled(task: HubTask, which: Which, *, folder: Path | None = None) -> "dat
             )
     except (library.exceptions.DatasetsError, ValueError, OSError) as error:  # pyarrow's errors are among these
         raise KitError(
-            f"Task '{task.name}': {where} cannot be read: {spelt(error.__cause__ or error)}. {CHANGED}"
+            f"Task '{task.name}': {where} cannot be read: {spelt(error.__cause__ or error)}. {task.remedy}"
         ) from error
     dataset = two_columns(dataset, task, where)
-    check_labels(task, where, dataset.features["label"], label_numbers(dataset, task, where))
+    recognised = check_labels(task, where, dataset.features["label"], label_numbers(dataset, task, where))
+    names = getattr(dataset.features["label"], "names", None)
+    if names and not recognised and not task.test_images:  # of the benchmark it is known which are called otherwise
+        print(
+            f"{task.name}: {where} calls its labels otherwise: '{spelt(names[0])}' is taken for "
+            f"'{task.classnames[0]}', '{spelt(names[-1])}' for '{task.classnames[-1]}'.",
+            flush=True,
+        )
     if not isinstance(dataset.features["image"], library.Image):  # bytes and path without the note that says so
         dataset = dataset.cast_column("image", library.Image())
     return dataset

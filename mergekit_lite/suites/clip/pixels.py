@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.sources import CHANGED
+from mergekit_lite.suites.clip.benchmark import CHANGED
 
 if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets

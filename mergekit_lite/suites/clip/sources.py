@@ -22,12 +22,6 @@ from mergekit_lite.suites.words import spelt
 WHICH: tuple[Which, ...] = ("train", "test")
 Result = TypeVar("Result")
 
-CHANGED = (
-    "The data set may have been changed on the hub: delete the folder sources/clip of the cache and run the same again "
-    "to take it as it is now."
-)
-"""What to do about data that are not as expected; the end of several errors."""
-
 
 @dataclass(frozen=True)
 class HubFile:
@@ -160,7 +154,7 @@ def _ask(task: HubTask, which: Which, commit: str | None) -> dict[str, Source]:
     if split_name(task, which) not in paths:
         raise KitError(
             f"Task '{task.name}': the data set {task.dataset} at commit {commit[:12]} has no split "
-            f"'{split_name(task, which)}', but {spelt(', '.join(paths))}. {CHANGED}"
+            f"'{split_name(task, which)}', but {spelt(', '.join(paths))}. {task.remedy}"
         )
     splits = [split for split in wanted if split in paths]
     listed = [path for split in splits for path in paths[split]]

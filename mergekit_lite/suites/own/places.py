@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from mergekit_lite.cache import Written, content_hash, file_digest, written
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.checkpoints import choosing
+from mergekit_lite.suites.checkpoints import choosing, from_hub
 from mergekit_lite.suites.checkpoints.opening import HUB, REPOSITORY, Checkpoint
 from mergekit_lite.suites.clip import hub, pins
 from mergekit_lite.suites.words import spelt
@@ -17,16 +17,8 @@ SHA256 = 64  # digits
 
 
 def is_here(place: str) -> bool:
-    """Return whether a checkpoint is on this machine; nothing is asked of the hub, and no file is read."""
-    if not place.startswith(HUB):
-        return Path(place).exists()
-    repo, revision, file = _parts(place)
-    commit = revision or pins.pinned(repo)
-    if file:
-        return hub.cached(repo, file, commit) is not None
-    states = pins.snapshots(repo, "model")
-    here = [one for one in states if one.name == commit] or (states if len(states) == 1 or commit is None else [])
-    return any(_has_weights([path.name for path in state.iterdir()]) for state in here)
+    """Return whether a checkpoint is on this machine; nothing is asked of the hub, and no weight is read."""
+    return from_hub.is_fetched(*_parts(place)) if place.startswith(HUB) else Path(place).exists()
 
 
 def weights_hash(place: str, checkpoint: Callable[[], Checkpoint]) -> str:
@@ -68,16 +60,12 @@ def _digest(path: Path, _: Written) -> str:
 @cache  # a study asks for the same files once per cell
 def _announced(place: str) -> str | None:
     """Return the SHA-256 that the hub says of the file with the weights; None if there are several."""
-    from mergekit_lite.suites.checkpoints.from_hub import names_of
-
     if constants.HF_HUB_OFFLINE:
         return None
     repo, revision, file = _parts(place)
     commit = revision or pins.pinned(repo)
-    folder = file.rpartition("/")[0] if file else ""
     if not file:
-        names = names_of(repo, commit, repo)
-        file = choosing.chosen([name for name in names if name.rpartition("/")[0] == folder], repo)
+        file = choosing.chosen([name for name in from_hub.names_of(repo, commit, repo) if "/" not in name], repo)
     if file.endswith(choosing.INDEX):
         return None
     said = hub.source(repo, file, commit).sha256
@@ -90,7 +78,3 @@ def _parts(place: str) -> tuple[str, str | None, str | None]:
     if match is None:
         raise KitError(f"'{spelt(place)}' names no repository of the hub. Write hf:ORG/REPO.")
     return match["repo"], match["revision"], match["file"]
-
-
-def _has_weights(names: list[str]) -> bool:
-    return any(name.endswith((".safetensors", *choosing.PICKLED)) for name in names)

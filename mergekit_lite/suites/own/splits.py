@@ -28,6 +28,11 @@ from mergekit_lite.weights import first_three
 
 REMEDY = "Take it out, or save it anew as PNG or JPEG with 8 bits per colour."
 
+OTHERWISE = (
+    "Compare `images` and `classnames` in the suite file with the data set's page. If it was changed on the hub, name "
+    "the `revision` that you want."
+)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -58,6 +63,7 @@ class Source:
             experts={},
             accuracy={},
             revision=images.revision,
+            remedy=OTHERWISE,
         )
 
 
