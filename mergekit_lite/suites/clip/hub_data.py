@@ -79,7 +79,7 @@ def labelled(task: HubTask, which: Which, *, folder: Path | None = None) -> "dat
 
     Raises:
         KitError: `datasets` is not installed; the hub cannot be reached; columns, number of classes or the order of
-            labels are not what `reference/tasks.json` says.
+            labels are not what the suite file says.
     """
     library = the_library()
     source = located(task, which)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # optional, and takes seconds to import
     import datasets
 
 OTHER_COLUMNS = {"image": ("image", "img", "jpg"), "label": ("label", "fine_label", "cls")}
-"""Names under which copies of these data sets hold the two columns, tried after the one of `reference/tasks.json`."""
+"""Names under which copies of these data sets hold the two columns, tried after the one of the suite file."""
 
 NAMED_LIKE_THE_PROMPTS = frozenset(
     {
