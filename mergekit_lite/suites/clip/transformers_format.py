@@ -62,7 +62,7 @@ def to_transformers(weights: Mapping[str, Tensor]) -> Weights:
     Raises:
         KitError: names are missing or not known; the first three are named.
     """
-    plan = plan_of(depth_of(weights))
+    plan = _plan(depth_of(weights))
     _check_names(plan, weights, "open_clip's VisionTransformer (without `visual.` and without `proj`)")
     return {
         PREFIX + source: part.contiguous()
@@ -78,7 +78,7 @@ def depth_of(names: Iterable[str]) -> int:
 
 def names_of(depth: int) -> list[str]:
     """Return open_clip's names of the tensors of an encoder of `depth` blocks, without the projection."""
-    return list(plan_of(depth))
+    return list(_plan(depth))
 
 
 class TransformersWeights(LazyWeights):
@@ -117,7 +117,7 @@ def _fused(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def plan_of(depth: int) -> dict[str, tuple[str, ...]]:
+def _plan(depth: int) -> dict[str, tuple[str, ...]]:
     """Return open_clip's name -> transformers' names without prefix, for an encoder of `depth` blocks."""
     blocks = {
         f"transformer.resblocks.{block}.{ours}".format(kind): tuple(
@@ -134,12 +134,17 @@ def plan_of(depth: int) -> dict[str, tuple[str, ...]]:
     }
 
 
+def plan_of(depth: int) -> dict[str, tuple[str, ...]]:
+    """Return the same for who reads other layouts; by its own name, since that of `_plan` is part of records' keys."""
+    return _plan(depth)
+
+
 def _sources(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return open_clip's name -> the names among `names`, transformers', that it is made of; all must be used up."""
     names = list(names)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
     depth = _depth(names, re.escape(prefix) + r"encoder\.layers\.(\d+)\.")
-    plan = {ours: tuple(prefix + one for one in theirs) for ours, theirs in plan_of(depth).items()}
+    plan = {ours: tuple(prefix + one for one in theirs) for ours, theirs in _plan(depth).items()}
     found = [name for name in names if name != prefix + _POSITIONS]
     _check_names([one for theirs in plan.values() for one in theirs], found, "transformers' CLIPVisionModel")
     return plan
