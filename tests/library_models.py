@@ -67,7 +67,7 @@ def transformers_library(model: str) -> Library:
     def make() -> nn.Module:
         if model == "CLIPModel":
             return kind(transformers.CLIPConfig(vision_config=VISION, text_config=TEXT, projection_dim=16))
-        if model == "BertModel":
+        if model.startswith("Bert"):
             return kind(
                 transformers.BertConfig(
                     vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
@@ -76,7 +76,7 @@ def transformers_library(model: str) -> Library:
         return kind(transformers.CLIPVisionConfig(**VISION))
 
     def features(module: Any) -> Tensor:
-        if model == "BertModel":
+        if model.startswith("Bert"):
             return module(torch.arange(20).reshape(2, 10)).last_hidden_state
         if model == "CLIPModel":
             return module.get_image_features(pixel_values=images()).pooler_output
@@ -84,7 +84,7 @@ def transformers_library(model: str) -> Library:
         return output.image_embeds if "Projection" in model else output.pooler_output
 
     def merged(name: str) -> bool:
-        return model == "BertModel" or not name.startswith(("text_", "visual_projection", "logit"))
+        return model.startswith("Bert") or not name.startswith(("text_", "visual_projection", "logit"))
 
     return Library(make, lambda module, folder: module.save_pretrained(folder), kind.from_pretrained, features, merged)
 

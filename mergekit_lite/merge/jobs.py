@@ -92,11 +92,10 @@ class Job:
 
 def of_places(material: Material, asked: Asked) -> Job:
     """Return the job of merging checkpoints by a method that sees nothing else."""
-    base, experts = material.seen()
     return Job(
         asked,
-        base,
-        experts,
+        material.base,
+        material.experts,
         material.kinds,
         _target(material),
         (

@@ -3,23 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from glob import escape
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.merge.fitting import Renamed, fitted
 from mergekit_lite.suites.checkpoints.layouts import Names, View, layout_of, viewed
 from mergekit_lite.suites.checkpoints.opening import Checkpoint, opened
 from mergekit_lite.suites.words import spelt
-from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import first_three
-
-Shape = tuple[int, ...]
-
-FEW = 0.1
-"""Up to this share of the tensors may differ for --exclude to be proposed; beyond, the models are different ones."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class Material:
     """
 
     base: View
-    experts: Mapping[str, View]
+    experts: Mapping[str, View | Renamed]
     kinds: Mapping[str, torch.dtype]
     excluded: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -45,12 +37,6 @@ class Material:
         """What each model is called in messages -> its checkpoint."""
         return {"the base": self.base.checkpoint} | {
             f"expert '{name}'": view.checkpoint for name, view in self.experts.items()
-        }
-
-    def seen(self) -> "tuple[Mapping[str, Tensor], dict[str, Mapping[str, Tensor]]]":
-        """Return base and experts in `kinds`, read tensor by tensor."""
-        return as_kinds(self.base, self.kinds), {
-            name: as_kinds(view, self.kinds) for name, view in self.experts.items()
         }
 
 
@@ -87,11 +73,14 @@ def gathered(
     def view(checkpoint: Checkpoint) -> View:
         return viewed(checkpoint, names=names, whole=whole, without=list(excluded(checkpoint, exclude)))
 
-    start, ends = view(opened_base), {name: view(checkpoint) for name, checkpoint in opened_experts.items()}
-    for name, end in ends.items():
-        _check_fit(start, end, f"expert '{name}'")
+    start = view(opened_base)
+    ends = {name: fitted(start, view(one), f"expert '{name}'") for name, one in opened_experts.items()}
     kinds = {name: _kind({start.layout(name)[1], *(end.layout(name)[1] for end in ends.values())}) for name in start}
-    notes = [*_copies(opened_base, opened_experts), *_overlooked(opened_base, opened_experts, exclude)]
+    notes = [
+        *_copies(opened_base, opened_experts),
+        *_overlooked(opened_base, opened_experts, exclude),
+        *(f"Expert '{name}': {end.said}." for name, end in ends.items() if isinstance(end, Renamed)),
+    ]
     return Material(start, ends, kinds, tuple(exclude), tuple(notes))
 
 
@@ -105,29 +94,6 @@ def excluded(checkpoint: Checkpoint, patterns: Sequence[str]) -> dict[str, str]:
     """Return stored name -> the first of `patterns` that matches it, of those that any matches."""
     found = {name: [one for one in patterns if fnmatchcase(name, one)] for name in checkpoint}
     return {name: matching[0] for name, matching in found.items() if matching}
-
-
-def as_kinds(view: LazyWeights, kinds: Mapping[str, torch.dtype]) -> LazyWeights:
-    """Return `view`, its tensors in the dtypes of `kinds`; itself if they are that already."""
-    return view if all(view.layout(name)[1] == kind for name, kind in kinds.items()) else _Cast(view, kinds)
-
-
-class _Cast(LazyWeights):
-    """Weights whose tensors are cast when they are asked for."""
-
-    def __init__(self, view: LazyWeights, kinds: Mapping[str, torch.dtype]) -> None:
-        self._view, self._kinds, self._names = view, kinds, tuple(view)
-        self.path, self.device, self.metadata = view.path, view.device, view.metadata
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._view[name].to(self._kinds[name])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Cast, (self._view, self._kinds)
-
-    def layout(self, name: str) -> tuple[Shape, torch.dtype]:
-        """Return shape and dtype of one tensor without reading it."""
-        return self._view.layout(name)[0], self._kinds[name]
 
 
 def _kind(kinds: set[torch.dtype]) -> torch.dtype:
@@ -158,63 +124,6 @@ def _check_patterns(patterns: Sequence[str], checkpoints: Sequence[Checkpoint]) 
                 f"--exclude '{spelt(pattern)}' matches no tensor of any of the models.{suggestion(pattern, ends)} "
                 f"Patterns are as a shell's, on names as they are stored: {some}."
             )
-
-
-def _check_fit(base: View, expert: View, what: str) -> None:
-    """Check that an expert has the base's tensors.
-
-    Raises:
-        KitError: it does not. A head that one of them has alone can be left out: the error says how.
-    """
-    missing = [name for name in base if name not in expert]
-    extra = [name for name in expert if name not in base]
-    reshaped = [name for name in base if name in expert and base.layout(name)[0] != expert.layout(name)[0]]
-    if not missing and not extra and not reshaped:
-        return
-    problems = [f"'{spelt(name)}' is missing" for name in missing]
-    problems += [
-        f"'{spelt(name)}' has shape {expert.layout(name)[0]}, the base {base.layout(name)[0]}" for name in reshaped
-    ]
-    problems += [f"'{spelt(name)}' is not in the base" for name in extra]
-    titles = {base.layout_title, expert.layout_title}
-    stored = [one for name in [*missing, *reshaped] for one in stored_names(base, name)]
-    stored += [one for name in extra for one in stored_names(expert, name)]
-    patterns = _patterns(stored, {*base.checkpoint, *expert.checkpoint})
-    few = len(problems) <= max(4, FEW * len(base)) and len(patterns) <= 4
-    then = (
-        "If they belong to a head, leave them out of the merge, and the base's stay: "
-        + " ".join(f"--exclude '{one}'" for one in patterns)
-        if few
-        else "Only models of one architecture, fine-tuned from the same base, can be merged"
-        + (f"; these are {' and '.join(sorted(map(spelt, titles)))}" if len(titles) > 1 else "")
-    )
-    raise KitError(f"The weights of {what} do not fit the base: {first_three(problems)}. {then}.")
-
-
-def _patterns(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Return patterns that match all of `names` and nothing else of `known`, as few as their prefixes allow."""
-    names = list(dict.fromkeys(names))
-    others = set(known) - set(names)
-    found: list[str] = []
-    for name in names:
-        if any(fnmatchcase(name, one) for one in found):
-            continue
-        parts = name.split(".")
-        prefixes = [f"{'.'.join(parts[:count])}." for count in range(1, len(parts))]
-        prefix = next((one for one in prefixes if not any(other.startswith(one) for other in others)), None)
-        found.append(f"{escape(prefix)}*" if prefix else escape(name))
-    return found
-
-
-def stored_names(view: View, name: str) -> tuple[str, ...]:
-    """Return the stored tensors that a tensor of a view is made of, or is a part of."""
-    for piece in view.pieces:
-        if name == piece.name:
-            return piece.stored
-        if name in piece.split:
-            place = piece.split.index(name)
-            return piece.stored[place : place + 1] if len(piece.stored) > 1 else piece.stored
-    raise KeyError(name)
 
 
 def _copies(base: Checkpoint, experts: Mapping[str, Checkpoint]) -> Iterable[str]:

@@ -94,6 +94,13 @@ class Cut(LazyWeights):
         return found[0] if len(found) == 1 else torch.cat(found)
 
 
+def in_kinds(weights: Mapping[str, Tensor], kinds: Mapping[str, torch.dtype]) -> Mapping[str, Tensor]:
+    """Return `weights`, their tensors in the dtypes of `kinds`; themselves if they are that already."""
+    if not isinstance(weights, LazyWeights) or all(weights.layout(name)[1] == kind for name, kind in kinds.items()):
+        return weights
+    return Cut(weights, dict.fromkeys(weights), kinds)
+
+
 def overlaps(parts: Sequence[Part], first: int, last: int) -> Iterator[tuple[Part, int, int]]:
     """Yield the parts that entries `first` to `last` of a merged tensor go to, each with those that go there."""
     for part in parts:
@@ -173,7 +180,7 @@ def run(
     merged = Merged({})
     for labels in grouped(sizes, PIECE) if way in ("pieces", "tensors") else [list(sizes)]:
         if way == "whole":
-            merged = merge(base, experts)
+            merged = merge(in_kinds(base, kinds), {name: in_kinds(expert, kinds) for name, expert in experts.items()})
         else:
             some = {label: spans[label] for label in labels}
             ends = {name: Cut(expert, some, kinds, read) for name, expert in experts.items()}
