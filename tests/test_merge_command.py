@@ -189,7 +189,7 @@ def test_a_proposed_pattern_matches_nothing_that_is_shared() -> None:
 
 
 def test_another_architecture_is_no_matter_of_a_head() -> None:
-    save("c", {f"encoder.{name}": one for name, one in weights(3).items()} | {"x": torch.ones(1)})
+    save("c", {f"{name}.x": one for name, one in weights(3).items()} | {"y": torch.ones(1)})
     said = complaint("dare", *TWO, "--expert", "c=c")
     assert (
         "is missing; and 4 more. Only models of one architecture, fine-tuned from the same base, can be merged." in said

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from library_models import LIBRARIES, Library, changed, open_clip_library
+from library_models import LIBRARIES, Library, changed, open_clip_library, transformers_library
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -115,3 +115,31 @@ def test_names_change_spectral_methods_and_no_others(method: str, differ: bool, 
             assert apart > 0.05 * max(lengths)
         else:
             assert apart == 0
+
+
+@pytest.mark.parametrize("headless", ["base", "experts"])
+def test_a_prefix_before_all_names_is_no_other_architecture(headless: str, tmp_path: Path) -> None:
+    bare, headed = LIBRARIES["BertModel"](), transformers_library("BertForSequenceClassification")
+    torch.manual_seed(0)
+    base = bare.make().state_dict()
+    for seed, name in enumerate(("base", "a", "b")):
+        weights = {key: one + 0.02 * bool(seed) * torch.randn(one.shape) for key, one in base.items()}
+        library, prefix = (bare, "") if (name == "base") == (headless == "base") else (headed, "bert.")
+        module = library.make()
+        module.load_state_dict({prefix + key: one for key, one in weights.items()}, strict=not prefix)
+        library.save(module, tmp_path / name)
+    found = bare.load(merged("task_arithmetic", tmp_path, "--exclude", "classifier.*", "--exclude", "*pooler*"))
+    ends = [bare.load(tmp_path / name).state_dict() for name in "ab"]
+    for name, start in base.items():
+        expected = start if "pooler" in name else start + 0.3 * sum(end[name] - start for end in ends)
+        torch.testing.assert_close(found.state_dict()[name], expected)
+
+
+@pytest.mark.parametrize("name", ["CLIPModel", "open_clip"])
+def test_the_text_tower_is_merged_if_it_is_asked_for(name: str, tmp_path: Path) -> None:
+    library = LIBRARIES[name]()
+    base, experts = written(library, tmp_path)
+    found = library.load(merged("task_arithmetic", tmp_path, "--whole", "-p", "scaling=0.5")).state_dict()
+    for key, start in base.items():
+        if start.is_floating_point() and not start.isinf().any():  # an attention mask is a constant
+            torch.testing.assert_close(found[key], start + 0.5 * sum(expert[key] - start for expert in experts))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from loopback_upload import TOKEN, WritableHub, writable_hub
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -79,6 +79,19 @@ def test_a_failed_push_leaves_the_merged_folder_and_says_so(
     assert {path.name for path in (tmp_path / "merged").iterdir()} == {"model.safetensors", "config.json", "README.md"}
 
 
+def test_a_push_that_is_interrupted_leaves_the_merged_folder_and_says_so(
+    hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*some: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", interrupted)
+    code, _, complaint = call("--push", "me/merged")
+    assert code == 130
+    assert complaint == "Interrupted. It stays in merged. To push it again: hf upload me/merged merged\n"
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
 def test_a_token_that_may_not_write_is_refused(hub: WritableHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_other")
     code, _, complaint = call("--push", "me/merged")
@@ -103,3 +116,23 @@ def test_without_a_token_or_offline_nothing_begins(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(KitError, match="--push needs the hub, but HF_HUB_OFFLINE is set"):
         pushing.check_repository("me/merged")
+
+
+def test_a_base_of_the_hub_is_named_in_the_card(
+    hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    commit = hub.put("model", "org/base", files)
+    result = CliRunner().invoke(
+        app, ["merge", "task_arithmetic", "--base", "hf:org/base", "--expert", "a=a", "--expert", "b=b", "-o", "merged"]
+    )
+    assert result.exit_code == 0, result.stderr
+    text = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    card = ModelCard(text)
+    assert card.data.to_dict()["base_model"] == ["org/base"]
+    assert card.data.to_dict()["base_model_relation"] == "merge"
+    assert f"| base | `org/base@{commit}` |" in text
+    assert "--base hf:org/base" in text

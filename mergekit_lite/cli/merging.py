@@ -109,5 +109,9 @@ def merge(
     typer.echo(f"Merged: {folder}")
     if push is None:
         typer.echo(f"To share it: hf upload ORG/NAME {shlex.quote(str(folder))}")
-    else:
+        return
+    try:
         typer.echo(f"Pushed: {pushing.push_folder(folder, push)}")
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted. {pushing.kept(folder, push)}", err=True)
+        raise typer.Exit(130) from None

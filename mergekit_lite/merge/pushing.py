@@ -1,6 +1,7 @@
 """A merged model goes to the Hugging Face hub, into a repository that only its owner sees."""
 
 import re
+import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
@@ -51,10 +52,14 @@ def push_folder(folder: Path, name: str) -> str:
             api.upload_folder(repo_id=name, folder_path=folder, commit_message="Merged with mergekit-lite")
     except Exception as error:  # of several libraries
         raise KitError(
-            f"The model was merged, but not pushed to {name}: {_reason(error)}. It stays in {spelt(folder)}. "
-            f"To push it again: hf upload {name} {spelt(folder)}"
+            f"The model was merged, but not pushed to {name}: {_reason(error)}. {kept(folder, name)}"
         ) from error
     return f"{api.endpoint}/{name}"
+
+
+def kept(folder: Path, name: str) -> str:
+    """Say where a model is that was not pushed, and how to push it again."""
+    return f"It stays in {spelt(folder)}. To push it again: hf upload {name} {shlex.quote(spelt(folder))}"
 
 
 def _reason(error: Exception) -> str:

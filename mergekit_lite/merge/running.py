@@ -16,6 +16,7 @@ from mergekit_lite.merge.folders import check_free, check_space, new_folder
 from mergekit_lite.merge.jobs import Job
 from mergekit_lite.merge.plan import Plan
 from mergekit_lite.merge.streamed import StreamedFile, bytes_of
+from mergekit_lite.suites.words import spelt
 
 LOOKS = {"ties_merging": 3}
 """How often a method that sees pieces of all tensors reads each expert, if not once."""
@@ -94,7 +95,7 @@ def _same(job: Job, digests: list[str]) -> Iterator[str]:
     seen: dict[str, str] = {}
     told = " ".join(job.notes)
     for model, digest in zip(job.models, digests, strict=True):
-        what = f"expert '{model.name}'" if model.name else "the base"
+        what = f"expert '{spelt(model.name)}'" if model.name else "the base"
         if digest in seen and f"E{what[1:]} " not in told:
             so = "its task vector is zero" if seen[digest] == "the base" else "its task vector counts twice"
             yield f"E{what[1:]} has the same weights as {seen[digest]}: {so}."

@@ -191,7 +191,10 @@ class View(LazyWeights):
         self.metadata = checkpoint.metadata
         pieces, alone = [*layout.pieces], dict(layout.alone)
         if whole:
-            pieces += [Piece(name, (name,), _split_names(name)) for name in alone]
+            # open_clip's text tower has the names of its image encoder, once `visual.` is taken off those.
+            taken = {piece.name for piece in pieces}
+            shown = {name: f"text.{name}" if name in taken else name for name in alone}
+            pieces += [Piece(one, (name,), _split_names(one)) for name, one in shown.items()]
             alone = {}
         self.pieces: list[Piece] = []
         for piece in pieces:
