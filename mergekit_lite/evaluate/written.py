@@ -40,7 +40,8 @@ def check_output(path: Path) -> None:
 
 def _is_ours(path: Path) -> bool:
     try:
-        return _READS[path.suffix](path.read_text(encoding="utf-8"))
+        # A device may have no end.
+        return path.is_file() and _READS[path.suffix](path.read_text(encoding="utf-8"))
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 

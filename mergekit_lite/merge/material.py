@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 import torch
 
 from mergekit_lite.errors import KitError, suggestion
-from mergekit_lite.merge.fitting import Renamed, fitted
-from mergekit_lite.suites.checkpoints.layouts import Names, View, layout_of, viewed
+from mergekit_lite.merge.fitting import Renamed, fitted, view_of
+from mergekit_lite.suites.checkpoints.layouts import NO_PART, Names, View, layout_of, viewed
 from mergekit_lite.suites.checkpoints.opening import Checkpoint, opened
 from mergekit_lite.suites.words import spelt
 from mergekit_lite.weights import first_three
@@ -79,6 +79,7 @@ def gathered(
     notes = [
         *_copies(opened_base, opened_experts),
         *_overlooked(opened_base, opened_experts, exclude),
+        *_heads(opened_base, ends),
         *(f"Expert '{name}': {end.said}." for name, end in ends.items() if isinstance(end, Renamed)),
     ]
     return Material(start, ends, kinds, tuple(exclude), tuple(notes))
@@ -144,6 +145,15 @@ def _overlooked(base: Checkpoint, experts: Mapping[str, Checkpoint], patterns: S
         names = [f"'{spelt(one)}'" for one in excluded(checkpoint, patterns) if one not in base]
         if names:
             yield f"Of expert '{name}' is left out, and the base has nothing like it: {first_three(names)}."
+
+
+def _heads(base: Checkpoint, experts: Mapping[str, View | Renamed]) -> Iterable[str]:
+    """Say what experts have besides CLIP's two towers that the base has not, such as a trained classifier."""
+    for name, expert in experts.items():
+        alone = view_of(expert).left_alone
+        names = [f"'{spelt(one)}'" for one, why in alone.items() if why == NO_PART and one not in base]
+        if names:
+            yield f"Of expert '{name}' is left out, as it is no part of CLIP's image encoder: {first_three(names)}."
 
 
 def _files(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -35,6 +35,11 @@ _FUSED = ("in_proj_weight", "in_proj_bias", "qkv.weight", "qkv.bias", "query_key
 _TOWER = "part of the text tower"
 _PROJECTION = "the projection to the joint space"
 _SCALE = "the logit scale"
+NO_PART = "no part of CLIP's image encoder"
+"""Of a CLIP with more than its two towers, such as a trained classifier."""
+
+_TOWERS = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text", "attn_mask")
+"""What the text tower's names begin with, in open_clip and in transformers."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,9 @@ def _why(name: str, prefix: str) -> str:
         return _SCALE
     if name in (f"{prefix}proj", "visual_projection.weight"):
         return _PROJECTION
-    return _TOWER if not prefix or not name.startswith(prefix) else "not a parameter of the encoder"
+    if prefix and name.startswith(prefix):
+        return "not a parameter of the encoder"
+    return _TOWER if name.startswith(_TOWERS) else NO_PART
 
 
 class View(LazyWeights):

@@ -143,7 +143,12 @@ def opened(place: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
                 f"'{spelt(named)}' names no repository of the hub. Write hf:ORG/REPO, behind it @REVISION or /FILE "
                 "if you want to."
             )
-        return _checked(_from_hub(named, match, device))
+        try:
+            return _checked(_from_hub(named, match, device))
+        except KitError as error:
+            if named.startswith(HUB):
+                raise
+            raise KitError(f"There is no path {spelt(named)} here, so it was looked for on the hub: {error}") from error
     if path.is_dir():
         return _checked(_from_folder(named, path, device))
     if not path.is_file():
