@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from mergekit_lite.cache import cache_dir, content_hash, intact, sealed
 from mergekit_lite.errors import KitError
@@ -93,6 +94,8 @@ def names_of(repo: str, commit: str | None, what: str) -> list[str]:
         states = [one for one in pins.snapshots(repo, "model") if commit in (None, one.name)] or pins.snapshots(
             repo, "model"
         )
+        if not states:
+            raise explained(OfflineModeIsEnabled(), what)
         return [path.relative_to(state).as_posix() for state in states for path in state.rglob("*") if path.is_file()]
     try:
         return sorted(retried(lambda: HfApi().list_repo_files(repo, revision=commit)))
