@@ -46,10 +46,31 @@ def test_nothing_is_left_where_it_cannot_be_made(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    told = CliRunner().invoke(app, ["init", str(tmp_path / "mine")])
+    for folder in (tmp_path / "mine", tmp_path / "below" / "mine"):
+        told = CliRunner().invoke(app, ["init", str(folder)])
+        assert told.exit_code == 1
+        assert "cannot be made (No space left on device). Free some space" in told.output
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_that_one_stands_in_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A shell in it would otherwise be left in a folder that is gone.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "link")
+    assert CliRunner().invoke(app, ["init", "."]).exit_code == 0
+    assert Path("README.md").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine"]
+    assert not [path for path in (tmp_path / "mine").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("place", ["file/mine", "n" * 300])
+def test_where_no_folder_can_be(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("x")
+    told = CliRunner().invoke(app, ["init", str(tmp_path / place)])
     assert told.exit_code == 1
-    assert "cannot be made (No space left on device). Free some space" in told.output
-    assert not list(tmp_path.iterdir())
+    assert "cannot be made (" in told.output
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_book_is_built_in_a_clone_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,19 +35,21 @@ def begin(folder: Path) -> list[Path]:
         KitError: the folder is not empty or cannot be written, or the installation lacks its notebooks. Nothing is left
             half-written.
     """
-    folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise KitError(f"{folder} is there already and is not empty. Name a new folder: nothing is overwritten.")
     sources = dict(_templates())
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
-            place = Path(beside) / folder.name
+        folder = folder.resolve()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise KitError(f"{folder} is there already and is not empty. Name a new folder: nothing is overwritten.")
+        # All in a folder beside the place, or inside it where it exists: a shell may stand in it.
+        above = folder if folder.exists() else next(path for path in folder.parents if path.exists())
+        with TemporaryDirectory(dir=above, prefix=".mergekit-lite.") as inside:
+            place = Path(inside) / folder.relative_to(above)
             for name, source in sources.items():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, place / name)
             (place / "README.md").write_text(README, encoding="utf-8")
-            place.replace(folder)  # takes the place of an empty folder, too
+            for path in Path(inside).iterdir():
+                path.rename(above / path.name)
     except OSError as error:
         raise KitError(
             f"{folder} cannot be made ({error.strerror or error}). Free some space, or name one that you may write."
