@@ -17,17 +17,16 @@ class _Loader(yaml.SafeLoader):
         if len(node.value) > 10_000:  # merges (`<<`) of merges double at each level, and would never end
             raise yaml.constructor.ConstructorError(None, None, "too many merged keys", node.start_mark)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        merged = any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value)
-        if not merged:  # what is merged in may be given again, that is what it is for
-            met: set[str] = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in met:
-                        words = f"{shown(key.value)} is there twice"
-                        raise yaml.constructor.ConstructorError(None, None, words, key.start_mark)
-                    met.add(key.value)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)  # as it is written: what is merged in later may be there again
+        met: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in met:
+                    words = f"{shown(key.value)} is there twice"
+                    raise yaml.composer.ComposerError(None, None, words, key.start_mark)
+                met.add(key.value)
+        return node
 
 
 def read_yaml(path: Path, called: str) -> Any:

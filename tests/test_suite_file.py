@@ -16,6 +16,7 @@ from mergekit_lite.suites.clip.benchmark import KEYS, hub_tasks
 from mergekit_lite.suites.own import reading, schema
 from mergekit_lite.suites.own.reading import read_suite_file
 from mergekit_lite.suites.suite import PREFIXES
+from mergekit_lite.yaml_files import read_yaml
 
 OWN = Path(schema.__file__).parent
 
@@ -85,9 +86,21 @@ BAD = {
     "a model of transformers": (changed("ViT-B-32-quickgelu", "transformers:x"), "open_clip has no vision encoders"),
     "a model of timm without heads": (changed("ViT-B-32-quickgelu", "timm:vit_tiny"), "give task 'birds' a `head`"),
     "another crop": (PLAIN + "crop: middle\n", "crop: Input should be 'open_clip' or 'transformers'"),
-    "like nobody": ("like: clip-vit-b-23\n", "there is no suite 'clip-vit-b-23' to be like. Name clip-vit-b-16"),
+    "like nobody": ("like: clip-vit-b-23\n", "there is no suite 'clip-vit-b-23' to be like. Did you mean"),
     "like a lost file": ("like: other.yaml\n", r"it is to be like .*other\.yaml, but there is no such file"),
     "like itself": ("like: birds.yaml\n", "is like a file that is like a file .* Break the circle"),
+    "one class": (changed(", wren", ""), r"tasks\.birds\.classnames: a task needs two classes or more, and here is 1"),
+    "no class": (changed("robin, wren", ""), "a task needs two classes or more, and here is none"),
+    "a class twice": (changed("wren", "robin"), "the class 'robin' is there more than once: rename one of them"),
+    "a class without a name": (changed("wren", "''"), "the class name 2 of 2 is empty"),
+    "a word that is none to YAML": (changed("wren", "yes"), "not True; put it into quotes"),
+    "a number as a task": (changed("  birds:", "  7:"), "a valid string, not 7; put it"),
+    "a task that is a word": ("model: a\nbase: b\ntasks: {birds: x}\n", "should be keys with values, not 'x'"),
+    "an empty set": (PLAIN + "sets: {none: []}\n", "sets.none: List should have at least 1 item"),
+    "a split that climbs out": (changed("images}", "images, test: ../x}"), r"images\.test is '\.\./x', which"),
+    "a path that is none": (changed("expert.safetensors", "''"), "tasks.birds.expert is '', which is no path"),
+    "a path with a zero": (changed("expert.safetensors", '"a\\0"'), r"expert is 'a\\x00', which is no path"),
+    "a key twice beside a merge": ("a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}\n", "'y' is there twice"),
     "a folder of its own": (PLAIN + "folder: /tmp\n", "folder: there is no such key"),
 }  # fmt: skip
 
@@ -113,6 +126,37 @@ def test_class_names_may_lie_in_a_file_one_in_each_line(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("robin\n blue tit \n\n")
     file = read_suite_file(written(tmp_path, changed("[robin, wren]", "names.txt")))
     assert file.tasks["birds"].classnames == ["robin", "blue tit"]
+
+
+def test_an_empty_line_between_class_names_is_told(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("robin\n\nwren\n")
+    with pytest.raises(KitError, match="the class name 2 of 3 is empty"):
+        read_suite_file(written(tmp_path, changed("[robin, wren]", "names.txt")))
+
+
+def test_a_file_of_class_names_may_begin_with_the_mark_of_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("robin\nwren\n", encoding="utf-8-sig")
+    file = read_suite_file(written(tmp_path, changed("[robin, wren]", "names.txt")))
+    assert file.tasks["birds"].classnames == ["robin", "wren"]
+
+
+@pytest.mark.parametrize("base", ["~nobody-of-this-name/base", "x" * 5000])
+def test_a_base_that_no_system_has_is_a_name_like_others(base: str, tmp_path: Path) -> None:
+    assert read_suite_file(written(tmp_path, changed("openai", base))).base.endswith(base)
+
+
+@pytest.mark.parametrize(
+    "other", ["tasks: [1]\nsets: [2]\n", "tasks: {birds: 3}\nsets: {a: 3}\n", "sets: {a: [[1]]}\n"]
+)
+def test_what_is_wrong_in_the_other_file_is_told_too(other: str, tmp_path: Path) -> None:
+    written(tmp_path, "model: a\nbase: b\n" + other, "other.yaml")
+    with pytest.raises(KitError, match="is not a valid suite file"):
+        read_suite_file(written(tmp_path, "like: other.yaml\ntasks:\n  birds:\n"))
+
+
+def test_what_is_merged_in_may_be_given_again_at_any_depth(tmp_path: Path) -> None:
+    path = written(tmp_path, "a: &a {x: 1}\nd: {e: {b: &b {<<: *a, x: 2}}}\nc: {<<: *b, y: 1}\n")
+    assert read_yaml(path, "it")["d"] == {"e": {"b": {"x": 2}}}
 
 
 def test_whole_paths_lead_anywhere(tmp_path: Path) -> None:
@@ -201,6 +245,27 @@ def test_a_notebook_is_run_again_when_its_suite_file_changes(tmp_path: Path, mon
     assert runner.stamp(template, {"suite": "birds.yaml"}, "library") == before
     path.write_text(PLAIN + "title: Birds\n")
     assert runner.stamp(template, {"suite": "birds.yaml"}, "library") != before
+
+
+def test_a_notebook_is_run_again_when_the_class_names_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "names.txt").write_text("robin\nwren\n")
+    written(tmp_path, changed("[robin, wren]", "names.txt"), "far.yaml")
+    written(tmp_path, "like: far.yaml\n")
+    template = written(tmp_path, "{}", "x.ipynb")
+    monkeypatch.chdir(tmp_path)
+    before = runner.stamp(template, {"suite": "birds.yaml"}, "library")
+    (tmp_path / "names.txt").write_text("robin\ncrow\n")
+    assert runner.stamp(template, {"suite": "birds.yaml"}, "library") != before
+
+
+def test_where_a_project_lies_is_no_reason_to_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        written(tmp_path / place, PLAIN)
+        monkeypatch.chdir(tmp_path / place)
+        stamps.append(runner.stamp(written(tmp_path, "{}", "x.ipynb"), {"suite": "birds.yaml"}, "library"))
+    assert stamps[0] == stamps[1]
 
 
 def test_doctor_and_fetch_look_into_a_suite_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

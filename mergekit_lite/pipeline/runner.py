@@ -215,12 +215,17 @@ def _code_hash(path: Path) -> str:
 
 
 def stamp(template: Path, parameters: Mapping[str, Any], library: str) -> str:
-    """Return the hash of all that an executed notebook depends on; see `library_hash`. A suite file is part of it."""
+    """Return the hash of all that an executed notebook depends on; see `library_hash`.
+
+    What a suite file says is part of it, with the class names and the suite that it refers to, wherever it lies.
+    """
     suite, own = parameters.get("suite"), []
     if isinstance(suite, str) and suite.endswith((".yaml", ".yml")):
         from mergekit_lite.suites import suite_path  # brings torch
+        from mergekit_lite.suites.own.reading import read_suite_file
 
-        own = [file_digest(suite_path(suite))]
+        file = read_suite_file(suite_path(suite))
+        own = [file.model_dump_json().replace(str(file.folder), "")]
     return content_hash([file_digest(template), dict(parameters), library, *own])
 
 

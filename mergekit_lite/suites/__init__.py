@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -66,10 +67,10 @@ def suite_path(name: str) -> Path:
     Raises:
         KitError: there is none.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # not Path's own, which fails where there is no such user
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / path).is_file():
+        if os.path.isfile(folder / path):
             return folder / path
     raise KitError(
         f"There is no suite file '{name}' in {here} or above it. Check the path, or begin with "

@@ -1,5 +1,6 @@
 """A suite file from the disk: what it takes from another one is filled in, and all that is wrong is said at once."""
 
+import os
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mergekit_lite.errors import KitError, shown
+from mergekit_lite.errors import KitError, shown, suggestion
 from mergekit_lite.suites.own.schema import SuiteFile, hint
 from mergekit_lite.suites.words import spelt
 from mergekit_lite.yaml_files import read_yaml
@@ -31,8 +32,8 @@ def read_suite_file(path: Path | str) -> SuiteFile:
     Raises:
         KitError: there is no such file, it is no YAML, or says what cannot be; all problems are listed.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
+    path = at_home(path)
+    if not os.path.exists(path):
         raise KitError(
             f"There is no suite file {spelt(path)}. Check the path, or begin with `mergekit-lite init FOLDER`."
         )
@@ -45,12 +46,16 @@ def read_suite_file(path: Path | str) -> SuiteFile:
 
 
 def _problem(error: Any) -> str:
-    where = tuple(one for one in error["loc"] if one not in ("str", "list[str]"))
+    where = tuple(one for one in error["loc"] if one not in ("str", "list[str]", "[key]"))
     place = ".".join(map(str, where)) or "the file"
     if error["type"] == "extra_forbidden":
         return f"{place}: there is no such key.{hint(str(where[-1]), where[:-1])}"
     if error["type"] == "missing":
         return f"{place}: it is missing"
+    if error["type"] == "string_type":  # YAML takes 7, yes and 2020-01-01 for other things than words
+        return f"{place}: Input should be a valid string, not {shown(error['input'])}; put it into quotes"
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{place}: Input should be keys with values, not {shown(error['input'])}"
     return f"{place}: {error['msg'].removeprefix('Value error, ').removesuffix('.')}"
 
 
@@ -76,17 +81,21 @@ def _filled_in(path: Path, depth: int) -> dict[str, Any]:
         other = Path(_whole(like, path.resolve().parent, called, "like"))
     else:
         raise KitError(
-            f"{called}: there is no suite {shown(like)} to be like. Name {', '.join(shipped())}, or a suite file."
+            f"{called}: there is no suite {shown(like)} to be like.{suggestion(like, shipped())} Name "
+            f"{', '.join(shipped())}, or a suite file."
         )
-    if not other.exists():
+    if not os.path.exists(other):
         raise KitError(f"{called}: it is to be like {spelt(like)}, but there is no such file. Check the path.")
     begun = _filled_in(other, depth - 1)
     kept = {key: value for key, value in begun.items() if key not in ("name", "title", "description")}
-    if isinstance(own.get("tasks"), Mapping):
-        before = begun.get("tasks", {})
+    before, sets = begun.get("tasks"), begun.get("sets")
+    if isinstance(own.get("tasks"), dict) and isinstance(before, dict):
         own["tasks"] = {name: _task(before.get(name), one) for name, one in own["tasks"].items()}
+    if isinstance(own.get("tasks"), dict) and isinstance(sets, dict):  # sets that are whole still
         kept["sets"] = {
-            name: members for name, members in kept.get("sets", {}).items() if set(members) <= set(own["tasks"])
+            name: members
+            for name, members in sets.items()
+            if not isinstance(members, list) or all(member in [*own["tasks"]] for member in members)
         }
     return {**kept, **own}
 
@@ -125,26 +134,28 @@ def _placed(content: dict[str, Any], folder: Path, called: str) -> dict[str, Any
         if "head" in task:
             own["head"] = whole(task["head"], f"{where}.head")
         if isinstance(images := task.get("images"), dict):
-            own["images"] = {
-                key: whole(value, f"{where}.images.{key}") if key in ("folder", "npz") else value
-                for key, value in images.items()
-            }
+            # Splits of a folder are folders in it; those of a data set are names.
+            paths = ("folder", "npz") if "dataset" in images else ("folder", "npz", "train", "test")
+            checked = {key: whole(value, f"{where}.images.{key}") for key, value in images.items() if key in paths}
+            own["images"] = {**images, **{key: checked[key] for key in checked if key in ("folder", "npz")}}
         placed["tasks"][name] = own
     return placed
 
 
 def _is_path(base: str, folder: Path) -> bool:
     """Return whether a base is a file or folder: a tag of open_clip has neither a slash nor a dot, and is not there."""
-    return not base.startswith("hf:") and ("/" in base or "." in base or (folder / base).exists())
+    return not base.startswith("hf:") and ("/" in base or "." in base or os.path.lexists(folder / base))
 
 
 def _whole(value: str, folder: Path, called: str, where: str) -> str:
     """Return a path as a whole one. What is relative must stay in the folder of the suite file, which travels with it.
 
     Raises:
-        KitError: it climbs out.
+        KitError: it climbs out, or is no path.
     """
-    path = Path(value).expanduser()
+    if not value.strip() or "\0" in value:
+        raise KitError(f"{called}: {where} is {shown(value)}, which is no path. Name a file or folder.")
+    path = at_home(value)
     if path.is_absolute():
         return str(path)
     if ".." in path.parts:
@@ -155,10 +166,15 @@ def _whole(value: str, folder: Path, called: str, where: str) -> str:
     return str(folder / path)
 
 
+def at_home(path: Path | str) -> Path:
+    """Return a path with the home folder in the place of `~`; what is no user's stays as it is written."""
+    return Path(os.path.expanduser(path))
+
+
 def _class_names(path: Path, called: str, where: str) -> list[str]:
-    """Return the lines of a file of class names; empty lines at its end are none."""
+    """Return the lines of a file of class names; empty lines at its end are none, nor is an editor's mark of UTF-8."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise KitError(

@@ -81,6 +81,19 @@ class OwnTask(Part):
     head: str | None = None
     """A safetensors file with one matrix (classes, features), a trained linear head, in the place of the prompts."""
 
+    @field_validator("classnames")
+    @classmethod
+    def _can_be_told_apart(cls, names: list[str] | str) -> list[str] | str:
+        if isinstance(names, list):
+            if len(names) < 2:
+                raise ValueError(f"a task needs two classes or more, and here is {len(names) or 'none'}")
+            for place, name in enumerate(names):
+                if not name.strip():
+                    raise ValueError(f"the class name {place + 1} of {len(names)} is empty")
+                if name in names[:place]:
+                    raise ValueError(f"the class '{name}' is there more than once: rename one of them")
+        return names
+
     @field_validator("templates")
     @classmethod
     def _hold_a_place(cls, templates: list[str]) -> list[str]:
@@ -113,7 +126,7 @@ class SuiteFile(Part):
     """Weights before fine-tuning: a tag of open_clip, such as openai; a file or folder; or hf:ORG/REPO[@REVISION]."""
     crop: Literal["open_clip", "transformers"] = "open_clip"
     """Whose cut of the middle of an image it is: take that of whoever tuned the experts."""
-    sets: dict[Name, list[str]] = {}
+    sets: dict[Name, Annotated[list[str], Field(min_length=1)]] = {}
     """Names for several tasks, to be used where tasks are asked for."""
     tasks: dict[Name, OwnTask] = Field(min_length=1)
     """The tasks by name, in order."""
