@@ -28,6 +28,7 @@ PACKAGE = __name__.partition(".")[0]
 _PLACE = ("__file__", "__name__", "__package__", "__path__", "__spec__")  # where code lies, not what it computes
 
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+_LIBRARIES = {"site-packages", "dist-packages"}  # also a user's own, a system's below a venv, or links into a store
 
 
 def code_of(*things: object) -> str:
@@ -205,8 +206,10 @@ def _ours(module: str | None, file: str) -> bool:
         return True
     if file.startswith("<frozen"):
         return False
-    path = Path(file).resolve() if file else Path()
-    return bool(file) and not any(path.is_relative_to(folder) for folder in _INSTALLED)
+    if not file or _LIBRARIES.intersection(Path(file).parts):
+        return False
+    path = Path(file).resolve()
+    return not any(path.is_relative_to(folder) for folder in _INSTALLED)
 
 
 def _content(cell: Any) -> Any:

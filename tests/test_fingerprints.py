@@ -123,6 +123,13 @@ def test_moves_do_not_change_the_hash(module: Callable[..., ModuleType]) -> None
     assert code_of(module().answer) == code_of(module(name="second", folder="there").answer)
 
 
+@pytest.mark.parametrize("folder", ["site-packages", "dist-packages"])
+def test_libraries_count_by_name_wherever_they_are_installed(module: Callable[..., ModuleType], folder: str) -> None:
+    # `pip install --user`, and a venv that sees the system's: neither is where this Python installs.
+    first = code_of(module(folder=folder).answer)
+    assert first == code_of(module(SOURCE.replace("0.3", "0.4"), folder=folder).answer)
+
+
 def test_a_file_that_asks_where_it_lies_does_not_bring_the_place_into_the_hash(
     module: Callable[..., ModuleType],
 ) -> None:

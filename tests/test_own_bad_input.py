@@ -251,6 +251,12 @@ CASES: dict[str, tuple[Change, str, str, str]] = {
         "There is no path expert/sides here, so it was looked for on the hub",
         "Unset HF_HUB_OFFLINE",
     ),
+    "a file that is mistyped": (
+        nothing,
+        MERGE.format("expert/sides.safetensors"),
+        "There is no checkpoint expert/sides.safetensors.",
+        "Check the path",
+    ),
     "a hub that may not be asked": (
         nothing,
         MERGE.format("hf:nobody/nothing"),

@@ -136,7 +136,9 @@ def opened(place: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     named = str(place)
     path = Path(named).expanduser()
     wanted = named.removeprefix(HUB)
-    if named.startswith(HUB) or (not path.exists() and REPOSITORY.fullmatch(named) and named.count("/") == 1):
+    a_file = named.endswith((".safetensors", choosing.INDEX, *choosing.PICKLED))  # mistyped: the hub need not be asked
+    like_a_repository = REPOSITORY.fullmatch(named) and named.count("/") == 1 and not a_file
+    if named.startswith(HUB) or (like_a_repository and not path.exists()):
         match = REPOSITORY.fullmatch(wanted)
         if match is None or ".." in wanted:
             raise KitError(
