@@ -61,9 +61,10 @@ def case(
     dtype: str = "float32",
     normalize: bool | None = None,
     scale: float | None = None,
+    rescale: bool | None = None,
 ) -> dict[str, Any]:
     """Return what a file of mergekit's holds."""
-    given = {"normalize": normalize, "lambda": scale}
+    given = {"normalize": normalize, "lambda": scale, "rescale": rescale}
     parameters = {name: value for name, value in given.items() if value is not None}
     listed = [
         {"model": name, "parameters": {"weight": weight, **({"density": densities[name]} if densities else {})}}
@@ -91,6 +92,8 @@ CASES = {
     "dare_ties, all kept, mean": case("dare_ties", ONES, normalize=True),
     "ties, bfloat16": case("ties", DENSITIES, dtype="bfloat16"),
 }
+MORE = {"ties, rescaled": case("ties", DENSITIES, rescale=True)}
+"""Compared here only: the answers for the tests stay below 100 kB."""
 DRAWN = {"dare_linear": case("dare_linear", DENSITIES, {"a": 1.0})}
 
 
@@ -167,7 +170,7 @@ def main(
     """Compare, print the differences, and write a record."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        (folder / "cases.json").write_text(json.dumps(CASES | DRAWN), encoding="utf-8")
+        (folder / "cases.json").write_text(json.dumps(CASES | MORE | DRAWN), encoding="utf-8")
         offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
         for code in (MAKE, RUN):
             done = subprocess.run(
@@ -178,8 +181,10 @@ def main(
         version = done.stdout.strip().splitlines()[-1]
         base = read(folder / "base" / "model.safetensors")
         tuned = {name: read(folder / name / "model.safetensors") for name in WEIGHTS}
-        theirs = {name: read(folder / "theirs" / name / "model.safetensors") for name in CASES | DRAWN}
-        differences = {name: apart(merged_here(folder, name, what), theirs[name], base) for name, what in CASES.items()}
+        theirs = {name: read(folder / "theirs" / name / "model.safetensors") for name in CASES | MORE | DRAWN}
+        differences = {
+            name: apart(merged_here(folder, name, what), theirs[name], base) for name, what in (CASES | MORE).items()
+        }
         rates = _rates(theirs["dare_linear"], tuned["a"], base)
         if answers:
             kept = {"base": base, **tuned, **{name: theirs[name] for name in CASES}}

@@ -74,6 +74,7 @@ def test_trimming_keeps_the_largest_of_each_tensor_and_at_least_one() -> None:
     assert largest(delta, 0.5).tolist() == [[0.0, -4.0, 2.0], [0.0, 3.0, 0.0]]
     assert largest(delta, 0.01).count_nonzero() == 1
     assert torch.equal(largest(delta, 1.0), delta)
+    assert torch.allclose(largest(delta, 0.5, rescale=True).abs().sum(), delta.abs().sum())
 
 
 def test_a_merge_of_the_same_seed_is_the_same_whatever_is_seen_at_once(models: Path) -> None:
@@ -118,6 +119,35 @@ def test_the_base_may_stand_among_the_models_and_models_may_share_a_name(models:
     text = PLAIN.replace("model: a", "model: far/b").replace("parameters: {density: 0.2}", "  - model: base\n")
     (models / "merge.yaml").write_text(text)
     assert list(read(models / "merge.yaml").models) == ["b", "b (2)"]
+
+
+def test_a_model_called_like_a_second_one_takes_nobody_s_place(models: Path) -> None:
+    (models / "b").rename(models / "a (2)")
+    text = PLAIN.replace("model: a", "model: a (2)").replace("model: b", "model: a")
+    (models / "merge.yaml").write_text(text)
+    assert set(read(models / "merge.yaml").models.values()) == {str(models / "a (2)"), str(models / "a")}
+
+
+def test_the_seed_chooses_what_dare_drops_and_is_refused_where_nothing_is_drawn(models: Path) -> None:
+    (models / "merge.yaml").write_text(PLAIN.replace("ties", "dare_ties"))
+    base, experts = part("base"), {name: part(name) for name in "ab"}
+    drawn_by = {seed: read(models / "merge.yaml", seed=seed) for seed in (0, 1)}
+    zero, one = (recipe.merge(base, experts).weights for recipe in drawn_by.values())
+    again = read(models / "merge.yaml").merge(base, experts).weights
+    assert all(torch.equal(zero[key], again[key]) for key in base)
+    assert not all(torch.equal(zero[key], one[key]) for key in base)
+    assert drawn_by[1].words["seed"] == "1"
+    (models / "merge.yaml").write_text(PLAIN)
+    with pytest.raises(KitError, match=r"'ties' draws nothing at random. Leave --seed out"):
+        read(models / "merge.yaml", seed=1)
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    text = changed("density: 0.5", "density: 3") + "slices: []\nchat_template: auto\n"
+    (tmp_path / "merge.yaml").write_text(text)
+    with pytest.raises(KitError) as told:
+        read(tmp_path / "merge.yaml")
+    assert all(place in str(told.value) for place in ("models.0.parameters.density: ", "slices: ", "chat_template: "))
 
 
 def changed(old: str, new: str) -> str:

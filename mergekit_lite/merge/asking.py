@@ -104,12 +104,18 @@ def _on_suite(wish: Wish, info: MethodInfo) -> Job:
 
 def _by_recipe(wish: Wish) -> Job:
     """Return the job that a mergekit file describes."""
-    others = {"--base": wish.bases, "--expert": wish.experts, "-p": wish.parameters, "--suite": wish.suite}
+    others = {
+        "--base": wish.bases,
+        "--expert": wish.experts,
+        "-p": wish.parameters,
+        "--suite": wish.suite,
+        "--tasks": wish.tasks,
+    }
     if given := [option for option, value in others.items() if value]:
         raise KitError(f"A mergekit file says itself what is merged, and how. Leave {given[0]} out.")
     from mergekit_lite.merge import mergekit_yaml
 
-    recipe = mergekit_yaml.read(Path(wish.method))
+    recipe = mergekit_yaml.read(Path(wish.method), seed=wish.seed)
     base = recipe.base or next(iter(recipe.models.values()))
     found = material.gathered(
         base,

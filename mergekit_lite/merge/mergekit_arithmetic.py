@@ -15,15 +15,21 @@ SMALLEST = 1e-8
 """Sums of weights smaller than this divide nothing."""
 
 
-def largest(delta: Tensor, density: float) -> Tensor:
-    """Keep the int(density * n) entries of largest magnitude of one tensor, at least one, and zero the others."""
+def largest(delta: Tensor, density: float, *, rescale: bool = False) -> Tensor:
+    """Keep the int(density * n) entries of largest magnitude of one tensor, at least one, and zero the others.
+
+    Args:
+        delta: of one model.
+        density: in (0, 1].
+        rescale: enlarge what stays until the sum of magnitudes is what it was.
+    """
     kept = max(1, int(density * delta.numel()))
     if kept >= delta.numel():
         return delta
     mask = torch.zeros(delta.numel(), dtype=torch.bool, device=delta.device)
     # stable: which of several equal magnitudes stay is a matter of their order, not of chance
     mask[delta.abs().reshape(-1).argsort(descending=True, stable=True)[:kept]] = True
-    return delta * mask.view_as(delta)
+    return _kept(delta, mask.view_as(delta), rescale=rescale)
 
 
 def drawn(delta: Tensor, density: float, generator: torch.Generator, *, rescale: bool) -> Tensor:
@@ -38,7 +44,11 @@ def drawn(delta: Tensor, density: float, generator: torch.Generator, *, rescale:
     chance = torch.rand(delta.shape, generator=generator).to(delta.device)
     if density >= 1:
         return delta
-    kept = delta * (chance < density)
+    return _kept(delta, chance < density, rescale=rescale)
+
+
+def _kept(delta: Tensor, mask: Tensor, *, rescale: bool) -> Tensor:
+    kept = delta * mask
     after = kept.abs().sum()
     return kept * (delta.abs().sum() / after) if rescale and after > 0 else kept
 

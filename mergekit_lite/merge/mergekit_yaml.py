@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,6 +15,7 @@ from mergekit_lite.errors import KitError, shown, suggestion
 from mergekit_lite.merge.mergekit_arithmetic import added, drawn, largest, linear
 from mergekit_lite.merge.ways import Merge
 from mergekit_lite.methods.dare_merging import draws
+from mergekit_lite.methods.parameters import check_seed
 from mergekit_lite.methods.registry import Merged
 from mergekit_lite.suites.words import spelt
 from mergekit_lite.weights import Pool, check_finite, is_finite
@@ -23,6 +25,9 @@ Method = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"
 
 NORMALIZES = {"linear", "ties"}
 """Which methods divide by the sum of weights unless the file says otherwise."""
+
+RESCALES = {"dare_linear", "dare_ties"}
+"""Which methods give what is kept the sum of magnitudes of all, unless the file says otherwise."""
 
 UNSUPPORTED = {
     "slices": "layers of different models are put together",
@@ -51,7 +56,7 @@ class _All(_Own):
     """Parameters of the merge; weight and density are for models that have none of their own."""
 
     normalize: bool | None = None
-    rescale: bool = True
+    rescale: bool | None = None
     scale: float = Field(default=1.0, alias="lambda", ge=-1e6, le=1e6)
 
 
@@ -102,15 +107,16 @@ class Recipe:
     dtype: torch.dtype | None = None
 
 
-def read(path: Path) -> Recipe:
+def read(path: Path, *, seed: int | None = None) -> Recipe:
     """Return what a mergekit file asks for.
 
     Args:
         path: of the file. Models in it are places: of the hub, or from the file's folder.
+        seed: of the draws of DARE, 0 unless it is given.
 
     Raises:
         KitError: there is no such file, it is no YAML, or it asks for what mergekit has and this kit has not: all of
-            that is named.
+            that is named. Or there is a seed for a method that draws nothing.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -125,6 +131,10 @@ def read(path: Path) -> Recipe:
         problems = list(dict.fromkeys(_problem(one) for one in error.errors(include_url=False)))
         lines = "\n".join(f"  {one}" for one in problems)
         raise KitError(f"{called} is not a mergekit file that can be run here:\n{lines}") from error
+    drawing = file.merge_method.startswith("dare")
+    if seed is not None and not drawing:
+        raise KitError(f"'{file.merge_method}' draws nothing at random. Leave --seed out.")
+    check_seed(seed or 0)
     models = [one for one in file.models if one.model != file.base_model]
     if not models:
         raise KitError(f"{called} names no model besides the base. Add what is to be merged to `models`.")
@@ -133,7 +143,7 @@ def read(path: Path) -> Recipe:
     densities = {name: _given(one, file, "density", 1.0) for name, one in zip(names, models, strict=True)}
     places = {name: _place(one.model, path.parent) for name, one in zip(names, models, strict=True)}
     dtype = file.out_dtype or file.dtype
-    normalize = file.parameters.normalize
+    normalize, rescale = file.parameters.normalize, file.parameters.rescale
     return Recipe(
         base=None if file.base_model is None else _place(file.base_model, path.parent),
         models=places,
@@ -142,10 +152,16 @@ def read(path: Path) -> Recipe:
             weights,
             densities,
             normalize=file.merge_method in NORMALIZES if normalize is None else normalize,
-            rescale=file.parameters.rescale,
+            rescale=file.merge_method in RESCALES if rescale is None else rescale,
             scale=file.parameters.scale,
+            seed=seed or 0,
         ),
-        words={"merge_method": file.merge_method, "mergekit file": called, **_said(weights, densities, file)},
+        words={
+            "merge_method": file.merge_method,
+            "mergekit file": called,
+            **_said(weights, densities, file),
+            **({"seed": str(seed or 0)} if drawing else {}),
+        },
         dtype=getattr(torch, dtype) if dtype else None,
     )
 
@@ -162,11 +178,12 @@ class _Run:
         normalize: bool,
         rescale: bool,
         scale: float,
+        seed: int,
     ) -> None:
         self.method, self.weights, self.densities = method, weights, densities
         self.normalize, self.rescale, self.scale = normalize, rescale, scale
         # They run along the tensors, from call to call.
-        self._draws = {name: draws(0, name) for name in weights}
+        self._draws = {name: draws(seed, name) for name in weights}
 
     def __call__(self, base: Mapping[str, Tensor], experts: Pool) -> Merged:
         weights = [self.weights[name] for name in experts]
@@ -197,7 +214,7 @@ class _Run:
         density = self.densities[model]
         if self.method.startswith("dare"):
             return drawn(delta, density, self._draws[model], rescale=self.rescale)
-        return largest(delta, density) if self.method == "ties" else delta
+        return largest(delta, density, rescale=self.rescale) if self.method == "ties" else delta
 
 
 def _given(model: _Model, file: _File, key: Literal["weight", "density"], otherwise: float) -> float:
@@ -212,8 +229,8 @@ def _names(places: list[str]) -> list[str]:
     found: list[str] = []
     for place in places:
         name = place.rstrip("/").rpartition("/")[2].partition("@")[0] or "model"
-        same = sum(one == name or one.startswith(f"{name} (") for one in found)
-        found.append(f"{name} ({same + 1})" if same else name)
+        others = (f"{name} ({number})" for number in count(2))
+        found.append(next(one for one in chain([name], others) if one not in found))
     return found
 
 
@@ -232,6 +249,7 @@ def _said(weights: Mapping[str, float], densities: Mapping[str, float], file: _F
         "normalize": str(
             file.merge_method in NORMALIZES if file.parameters.normalize is None else file.parameters.normalize
         ),
+        **({"rescale": str(file.parameters.rescale)} if sparse and file.parameters.rescale is not None else {}),
         **({"lambda": f"{file.parameters.scale:g}"} if file.merge_method != "linear" else {}),
     }
 
