@@ -1,6 +1,6 @@
 """The same files merged by mergekit and by `mergekit-lite merge`, and where its TIES leaves that of the authors.
 
-mergekit runs in a Python of its own, on a LLaMA of 1,200 parameters with random weights: every method, weights and
+mergekit runs in a Python of its own, on a LLaMA of 824 parameters with random weights: every method, weights and
 densities that differ, both ways of normalising, lambda, two dtypes. Then TIES at equal density and weight, on the
 miniature's eight experts: mergekit's arithmetic, the authors' (`methods.ties_merging`), and what lies between.
 """
@@ -191,7 +191,8 @@ def main(
             flat = {f"{name}/{key}": value for name, one in kept.items() for key, value in one.items()}
             write(answers, flat, {"made with": version, "cases": json.dumps(CASES)})
     claim = (
-        "A file of mergekit's gives mergekit's model: to the last bit in float32, but for DARE's draws and `linear`."
+        "A file of mergekit's gives mergekit's model: to the last bit in float32, but for DARE's draws, `linear`, and "
+        "which of equal magnitudes TIES keeps."
     )
     report = measuring.Report("against_mergekit", claim, {"mergekit": version})
     report.details = {"dare_linear at a density of 0.4": rates, "ties on the miniature's eight experts": causes()}

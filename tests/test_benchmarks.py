@@ -270,7 +270,8 @@ def test_every_script_is_in_the_table() -> None:
         "killing",
     }
     others = {"decode_cache", "kills", "expert_recipes"}  # these take minutes
-    assert scripts == {*SCRIPTS, *others, "expected_times", "gpu"}
+    another_python = {"against_mergekit"}
+    assert scripts == {*SCRIPTS, *others, *another_python, "expected_times", "gpu"}
     for script in scripts:
         assert f"| `{script}" in table
         assert f"python -m benchmarks.{script}" in table

@@ -150,6 +150,30 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert all(place in str(told.value) for place in ("models.0.parameters.density: ", "slices: ", "chat_template: "))
 
 
+LINEAR = """\
+merge_method: linear
+models:
+  - {model: a, parameters: {weight: 1.0}}
+  - {model: b, parameters: {weight: -1.0}}
+"""
+
+
+def test_a_linear_merge_has_no_base_that_a_model_could_equal(models: Path) -> None:
+    (models / "merge.yaml").write_text(LINEAR.replace("-1.0", "3.0"))
+    told = CliRunner().invoke(app, ["merge", str(models / "merge.yaml"), "-o", str(models / "o")])
+    assert told.exit_code == 0, told.output
+    assert "same weights" not in told.output
+
+
+def test_weights_that_sum_to_zero_divide_nothing(models: Path) -> None:
+    (models / "merge.yaml").write_text(LINEAR)
+    with pytest.raises(KitError, match=r"the weights sum to zero, and linear divides by their sum\. Set `normalize: f"):
+        read(models / "merge.yaml")
+    (models / "merge.yaml").write_text(LINEAR + "parameters: {normalize: false}\n")
+    merged_here = read(models / "merge.yaml").merge(part("a"), {name: part(name) for name in "ab"}).weights
+    assert all(torch.equal(value, part("a")[key] - part("b")[key]) for key, value in merged_here.items())
+
+
 def changed(old: str, new: str) -> str:
     assert old in PLAIN
     return PLAIN.replace(old, new)

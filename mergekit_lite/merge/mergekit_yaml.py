@@ -141,6 +141,8 @@ def read(path: Path, *, seed: int | None = None) -> Recipe:
     names = _names([one.model for one in models])
     weights = {name: _given(one, file, "weight", 1.0) for name, one in zip(names, models, strict=True)}
     densities = {name: _given(one, file, "density", 1.0) for name, one in zip(names, models, strict=True)}
+    if file.merge_method == "linear" and file.parameters.normalize is not False and not sum(weights.values()):
+        raise KitError(f"{called}: the weights sum to zero, and linear divides by their sum. Set `normalize: false`.")
     places = {name: _place(one.model, path.parent) for name, one in zip(names, models, strict=True)}
     dtype = file.out_dtype or file.dtype
     normalize, rescale = file.parameters.normalize, file.parameters.rescale

@@ -94,7 +94,9 @@ def _same(job: Job, digests: list[str]) -> Iterator[str]:
     """Say which experts are copies of another model: files apart, but equal to the last bit."""
     seen: dict[str, str] = {}
     told = " ".join(job.notes)
-    for model, digest in zip(job.models, digests, strict=True):
+    both = list(zip(job.models, digests, strict=True))
+    # A linear merge of mergekit's has no base: the first of its models gives the format.
+    for model, digest in both[1:] if job.asked.words.get("merge_method") == "linear" else both:
         what = f"expert '{spelt(model.name)}'" if model.name else "the base"
         if digest in seen and f"E{what[1:]} " not in told:
             so = "its task vector is zero" if seen[digest] == "the base" else "its task vector counts twice"
