@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from own_suites import write_suite
+from own_suite_files import write_suite
 from rich.console import Console
 from typer.testing import CliRunner, Result
 

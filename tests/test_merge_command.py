@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from own_suites import write_suite
+from own_suite_files import write_suite
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
 from mergekit_lite.cli import app
-from mergekit_lite.methods import get
+from mergekit_lite.methods import get, registry
 from mergekit_lite.suites import load_suite
 from mergekit_lite.suites.checkpoints.encoders import as_encoder
 from mergekit_lite.suites.checkpoints.opening import opened
@@ -55,6 +55,7 @@ def save(name: str, content: dict[str, Tensor]) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Models in the current folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))  # what a file defines is known here only
     for seed, name in enumerate(("base", "a", "b")):
         save(name, weights(seed))
     return tmp_path

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from own_suites import write_suite
+from own_suite_files import write_suite
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner

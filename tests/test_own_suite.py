@@ -14,7 +14,7 @@ import yaml
 from library_models import changed, open_clip_library, transformers_library
 from loopback_data import connect
 from loopback_hub import LoopbackHub, loopback_hub
-from own_suites import CLASSES, write_suite
+from own_suite_files import CLASSES, write_suite
 from torch import Tensor
 from torch.nn.functional import normalize
 

@@ -38,7 +38,8 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / 
 QUIZZES = (ROOT / "book/quizzes.md").read_text(encoding="utf-8")
 BOOK, OWN = ROOT / "book/records/miniature", ROOT / "tests/records/miniature"
 EFFORT = re.compile(r"^\*(Easy|Medium|Hard), (\d+) minutes\.\*$", flags=re.MULTILINE)
-WITHOUT_QUIZ = {"welcome", "real-models", "reproduce", "environment", "coursework", "quizzes", "references"}
+WITHOUT_QUIZ = {"welcome", "real-models", "your-own-models", "reproduce", "environment", "coursework", "quizzes"}
+WITHOUT_QUIZ |= {"references"}
 NO_CURVE = {"curve_every": 0, "curve_images": 0}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_suites import write_suite
+from own_suite_files import write_suite
 from typer.testing import CliRunner
 
 from mergekit_lite.cli import app
