@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from mergekit_lite.yaml_files import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 
-SHIPPED = Path(str(files("mergekit_lite"))) / "suites" / "clip" / "benchmark_files"
+SHIPPED = Path(__file__).parents[1] / "clip" / "benchmark_files"
 """The suite files that come with the package."""
 
 DEEPEST = 10  # suite files that are each like the next; more is a circle
