@@ -16,7 +16,7 @@ from mergekit_lite.suites.checkpoints.encoders import as_encoder
 from mergekit_lite.suites.checkpoints.layouts import Names, layout_of, viewed
 from mergekit_lite.suites.checkpoints.opening import opened
 from mergekit_lite.suites.clip.transformers_format import to_transformers
-from mergekit_lite.weight_files import write
+from mergekit_lite.weight_files import LazyWeights, write
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.bias": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -51,6 +51,32 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
+def test_one_file_beside_an_index_is_the_model_as_for_transformers(tmp_path: Path) -> None:
+    write(sharded(tmp_path) / "model.safetensors", {"a.weight": torch.zeros(2, 3)})
+    assert opened(tmp_path).format == "safetensors"
+    assert opened(tmp_path / "model.safetensors.index.json").format == "sharded"
+
+
+def test_of_twenty_sharded_models_only_headers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Tensor:
+        raise AssertionError("a tensor was read")
+
+    for number in range(20):
+        sharded(tmp_path / str(number))
+    monkeypatch.setattr(LazyWeights, "__getitem__", never)
+    views = [viewed(opened(tmp_path / str(number))) for number in range(20)]
+    assert all(view.layout("a.weight") == ((2, 3), torch.float32) for view in views)
+
+
+def test_a_folder_that_may_not_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(KitError, match=r"cannot be read \(Permission denied\)\. Ask its owner for the right to"):
+        opened(tmp_path)
+
+
 def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
     model = opened(sharded(tmp_path))
     assert same(model, TENSORS)
@@ -68,6 +94,32 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
         path.write_text(json.dumps(content))
 
     return edit
+
+
+def twice(folder: Path) -> None:
+    path = sharded(folder) / "model.safetensors.index.json"
+    path.write_text(
+        '{"weight_map": {"a": "model-00001-of-00002.safetensors", "a": "model-00002-of-00002.safetensors"}}'
+    )
+
+
+def more(**tensors: Tensor) -> Callable[[Path], None]:
+    def add(folder: Path) -> None:
+        path = sharded(folder) / "model-00001-of-00002.safetensors"
+        write(
+            path, {"a.weight": TENSORS["a.weight"], **{name.replace("__", "."): one for name, one in tensors.items()}}
+        )
+
+    return add
+
+
+def unlisted(folder: Path) -> None:
+    (sharded(folder) / "model.safetensors.index.json").unlink()
+
+
+def pickled_shard(folder: Path) -> None:
+    edited(lambda shards: shards.update(a="model-1.bin"))(folder)
+    torch.save(TENSORS, folder / "model-1.bin")
 
 
 def cut(folder: Path) -> None:
@@ -114,6 +166,20 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
         edited(lambda shards: shards.update(c="model-00001-of-00002.safetensors")),
         "the index names tensors that its files lack: 'c' in model-00001",
     ),
+    "a tensor in two shards": (
+        more(b__bias=torch.zeros(2)),
+        "hold tensors that the index does not name, or names in a",
+    ),
+    "a tensor without an entry": (
+        more(c=torch.zeros(2)),
+        "another file: 'c' in model-00001-of-00002.safetensors. Which",
+    ),
+    "an entry twice": (twice, r"is no index of weights \(ValueError: it has 'a' twice\)"),
+    "shards without an index": (
+        unlisted,
+        "but no index of them. Fetch the whole model again, with model.safetensors.in",
+    ),
+    "a shard that is a pickle": (pickled_shard, "names the file model-1.bin, which is not called safetensors. Save"),
     "an empty index": (edited(lambda shards: shards.clear()), "is no index of weights"),
     "float8": (
         files(model__safetensors={"a": torch.ones(2).to(torch.float8_e4m3fn)}),

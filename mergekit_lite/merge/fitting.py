@@ -21,6 +21,11 @@ FEW = 0.1
 MOST = 0.5
 """From this share of the base's tensors on, an expert is taken to differ by a prefix only."""
 
+OUTPUTS = ("lm_head", "decoder", "embed_out", "output")
+"""What libraries call the layer that returns tokens ..."""
+EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in", "shared", "tok_embeddings")
+"""... and the one that takes them, to which it may be tied."""
+
 
 class Renamed(LazyWeights):
     """An expert whose names differ from the base's by what comes before them all, seen under the base's names.
@@ -119,7 +124,23 @@ def _check_fit(base: View, expert: View | Renamed, what: str) -> None:
         else "Only models of one architecture, fine-tuned from the same base, can be merged"
         + (f"; these are {' and '.join(sorted(map(spelt, titles)))}" if len(titles) > 1 else "")
     )
-    raise KitError(f"The weights of {what} do not fit the base: {first_three(problems)}. {then}.")
+    tied = _tied(base, missing, f"In {what}") or _tied(expert, extra, "In the base")
+    raise KitError(f"The weights of {what} do not fit the base: {first_three(problems)}. {tied}{then}.")
+
+
+def _tied(model: View | Renamed, alone: Iterable[str], other: str) -> str:
+    """Say so if what only `model` has may be tied to the embedding of tokens in the other one, and is not stored."""
+    for name in alone:
+        shape = model.layout(name)[0]
+        if len(shape) < 2 or not any(part in OUTPUTS for part in name.split(".")):
+            continue
+        for one in model:
+            if one != name and any(part in EMBEDDINGS for part in one.split(".")) and model.layout(one)[0] == shape:
+                return (
+                    f"{other} it may be tied to '{spelt(one)}', and is stored once: untie it there "
+                    "(`tie_word_embeddings=False`, with a copy) and save that model again, so that it is merged too. "
+                )
+    return ""
 
 
 def _patterns(names: Iterable[str], known: Iterable[str]) -> list[str]:

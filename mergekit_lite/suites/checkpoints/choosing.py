@@ -1,6 +1,7 @@
 """Which files of a folder, or of a repository, hold the weights, and which ones belong to them."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,7 +11,7 @@ from mergekit_lite.suites.words import spelt
 from mergekit_lite.weights import first_three
 
 FIRST = (
-    *("model.safetensors.index.json", "model.safetensors"),  # transformers and timm
+    *("model.safetensors", "model.safetensors.index.json"),  # in the order of transformers and timm
     "open_clip_model.safetensors",
     "adapter_model.safetensors",  # refused by its name, see `chosen`
 )
@@ -26,7 +27,7 @@ INDEX = ".safetensors.index.json"
 def chosen(names: Collection[str], where: str) -> str:
     """Return which of the files called `names` holds the weights, or the index of the files that do.
 
-    Names that libraries give go first: an index, ``model.safetensors``, open_clip's; then the only safetensors file
+    Names that libraries give go first: ``model.safetensors``, an index, open_clip's; then the only safetensors file
     there is; then pickles, in the same way.
 
     Args:
@@ -36,7 +37,7 @@ def chosen(names: Collection[str], where: str) -> str:
     Raises:
         KitError: none does, or several could.
     """
-    if "adapter_model.safetensors" in names and not {"model.safetensors", FIRST[0]} & set(names):
+    if "adapter_model.safetensors" in names and not set(FIRST[:2]) & set(names):
         raise KitError(
             f"{where} holds an adapter (adapter_model.safetensors), not a model. Merge it into its base first, with "
             "`merge_and_unload()` of the `peft` library, and name the folder of the result."
@@ -53,6 +54,11 @@ def chosen(names: Collection[str], where: str) -> str:
         if len(group) == 1:
             return group[0]
         if len(group) > 1:
+            if all(re.search(r"-\d+-of-\d+\.safetensors$", name) for name in group):
+                raise KitError(
+                    f"{where} has a model in several files, {first_three(sorted(group))}, but no index of them. Fetch "
+                    "the whole model again, with model.safetensors.index.json."
+                )
             raise KitError(
                 f"{where} has {len(group)} files that could be the model: {first_three(sorted(group))}. "
                 "Name the one that is meant."
@@ -82,7 +88,7 @@ def shards(index: Path) -> dict[str, str]:
         KitError: it is damaged, or names a file that is missing or lies in another folder.
     """
     try:
-        content: Any = json.loads(index.read_text(encoding="utf-8"))
+        content: Any = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_each_once)
         listed = content["weight_map"]
         if not isinstance(listed, Mapping) or not listed or not all(isinstance(file, str) for file in listed.values()):
             raise TypeError("`weight_map` must name a file for each tensor")
@@ -101,4 +107,18 @@ def shards(index: Path) -> dict[str, str]:
                 f"{index} names the file {spelt(file)}, which is not there. Fetch the whole model again, or copy the "
                 "missing file beside the index."
             )
+        if not file.endswith(".safetensors"):
+            raise KitError(
+                f"{index} names the file {spelt(file)}, which is not called safetensors. Save the model again with its "
+                "own library."
+            )
     return dict(listed)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; Python's own reader would take the last of two values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"it has '{twice}' twice")
+    return found

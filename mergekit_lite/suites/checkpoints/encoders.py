@@ -1,21 +1,21 @@
 """A checkpoint of any layout as the image encoder of a suite."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.checkpoints.layouts import View, viewed
+from mergekit_lite.suites.checkpoints.layouts import NO_PART, PROJECTION, TRUNK, VISUAL, View, viewed
 from mergekit_lite.suites.checkpoints.opening import Checkpoint
 from mergekit_lite.suites.clip.encoder_layout import Shape
 from mergekit_lite.suites.words import spelt
 from mergekit_lite.weight_files import LazyWeights
 from mergekit_lite.weights import first_three
 
-PREFIXES = ("", "trunk.", "visual.")
-"""What open_clip's names of an image tower have before those of a checkpoint: nothing for CLIP, ``trunk.`` for timm."""
+PREFIXES = ("", TRUNK)
+"""What open_clip's names of an image tower have before those of a view: nothing for CLIP, ``trunk.`` for timm."""
 
 
 class Encoder(LazyWeights):
@@ -53,14 +53,12 @@ def as_encoder(checkpoint: Checkpoint, base: Mapping[str, Tensor], *, what: str 
     Raises:
         KitError: tensors are missing or have another shape; the first three are named.
     """
-    view = viewed(checkpoint, names="fused", whole="proj" in base)
-
-    def lacking(prefix: str) -> list[str]:
-        return [name for name in base if name.removeprefix(prefix) not in view or not name.startswith(prefix)]
-
-    prefix = min(PREFIXES, key=lambda one: len(lacking(one)))
-    problems = [f"'{spelt(name)}' is missing" for name in lacking(prefix)]
-    sources = {name: name.removeprefix(prefix) for name in base if name.removeprefix(prefix) in view}
+    view = viewed(checkpoint)
+    also = _left_alone(view, [name for name in base if name not in _sources(view, base)])
+    views = [viewed(checkpoint, names=names, also=also) for names in ("fused", "split")]  # as the base has them
+    view = max(views, key=lambda one: len(_sources(one, base)))
+    sources = _sources(view, base)
+    problems = [f"'{spelt(name)}' is missing" for name in base if name not in sources]
     for name, source in sources.items():
         shape = view.layout(source)[0]
         if shape != tuple(base[name].shape):
@@ -71,3 +69,26 @@ def as_encoder(checkpoint: Checkpoint, base: Mapping[str, Tensor], *, what: str 
             f"{view.layout_title}. Give a checkpoint of the same architecture as the base."
         )
     return Encoder(view, sources, {name: tensor.dtype for name, tensor in base.items()})
+
+
+def _sources(view: View, base: Iterable[str]) -> dict[str, str]:
+    """Return name of the base -> name of the view, of those that are there."""
+
+    def found(prefix: str) -> dict[str, str]:
+        return {name: name.removeprefix(prefix) for name in base if name.removeprefix(prefix) in view}
+
+    sources = max((found(prefix) for prefix in PREFIXES), key=len)
+    return {name: sources.get(name, VISUAL + name) for name in base if name in sources or VISUAL + name in view}
+
+
+def _left_alone(view: View, lacking: Iterable[str]) -> list[str]:
+    """Return the stored names of tensors that a merge leaves alone and a suite's encoder has: the projection.
+
+    Those of the text tower are none, though open_clip calls them as it calls those of the image encoder.
+    """
+    wanted = {stored for name in lacking for stored in (name, VISUAL + name)}
+    return [
+        stored
+        for stored, why in view.left_alone.items()
+        if why in (PROJECTION, NO_PART) and stored.removeprefix(view.outer) in wanted
+    ]

@@ -72,9 +72,7 @@ class Checkpoint(LazyWeights):
         elif self.shards:
             self._open = {file.name: LazyWeights(file, device) for file in self.files}
             self._names = tuple(self.shards)
-            lost = [f"'{spelt(name)}' in {file}" for name, file in shards_of(self) if name not in self._open[file]]
-            if lost:
-                raise KitError(f"{place}: the index names tensors that its files lack: {first_three(lost)}. {_AGAIN}")
+            self._check_index()
         else:
             self._open = {self.path.name: LazyWeights(self.path, device)}
             self._names = tuple(self._open[self.path.name])
@@ -100,6 +98,22 @@ class Checkpoint(LazyWeights):
         digests = [file_digest(file) for file in self.files]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
+    def _check_index(self) -> None:
+        lost = [f"'{spelt(name)}' in {file}" for name, file in self.shards.items() if name not in self._open[file]]
+        if lost:
+            raise KitError(f"{self.place}: the index names tensors that its files lack: {first_three(lost)}. {_AGAIN}")
+        more = [
+            f"'{spelt(name)}' in {file}"
+            for file, weights in self._open.items()
+            for name in weights
+            if self.shards.get(name) != file
+        ]
+        if more:
+            raise KitError(
+                f"{self.place}: its files hold tensors that the index does not name, or names in another file: "
+                f"{first_three(more)}. Which of them count cannot be told: save the model again with its own library."
+            )
+
     def _of(self, name: str) -> LazyWeights:
         if name not in self:
             raise KeyError(name)
@@ -107,11 +121,6 @@ class Checkpoint(LazyWeights):
 
 
 _AGAIN = "Fetch or save the model again."
-
-
-def shards_of(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    """Return the names of the tensors, each with the name of its file."""
-    return list(checkpoint.shards.items())
 
 
 def _anew(
@@ -165,7 +174,10 @@ def opened(place: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
 def _from_folder(
     place: str, folder: Path, device: str | torch.device, name: str | None = None, source: str = ""
 ) -> Checkpoint:
-    names = sorted(one.name for one in folder.iterdir() if one.is_file() and not one.name.startswith("."))
+    try:
+        names = sorted(one.name for one in folder.iterdir() if one.is_file() and not one.name.startswith("."))
+    except OSError as error:
+        raise KitError(f"{spelt(place)} cannot be read ({error.strerror}). Ask its owner for the right to.") from error
     name = name or choosing.chosen(names, spelt(place))
     beside = [folder / one for one in choosing.companions(names)]
     if not name.endswith(choosing.INDEX):
