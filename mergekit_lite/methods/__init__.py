@@ -13,14 +13,17 @@ from mergekit_lite.methods.tsv import tsv_merging
 from mergekit_lite.methods.isotropic import iso_c, iso_cts
 from mergekit_lite.methods.fisher import fisher_merging
 from mergekit_lite.methods.regmean_merging import regmean
+from mergekit_lite.methods.regmean_plus import regmean_plus_plus
 from mergekit_lite.methods.adamerging import (
     layer_wise_adamerging,
     layer_wise_adamerging_plus,
     task_wise_adamerging,
     task_wise_adamerging_plus,
 )
+from mergekit_lite.methods.adarank_merging import adarank
 from mergekit_lite.methods.frank_wolfe.hard import hard_frank_wolfe
 from mergekit_lite.methods.frank_wolfe.soft import soft_frank_wolfe
+from mergekit_lite.methods.frank_wolfe.combined import combined_frank_wolfe
 
 # isort: on
 from mergekit_lite.methods.own_files import load_method
@@ -42,7 +45,9 @@ __all__ = [
     "MethodInfo",
     "TaskData",
     "Watch",
+    "adarank",
     "all_methods",
+    "combined_frank_wolfe",
     "consensus",
     "dare",
     "fisher_merging",
@@ -59,6 +64,7 @@ __all__ = [
     "multi_task_training",
     "pretrained",
     "regmean",
+    "regmean_plus_plus",
     "resolve",
     "simple_average",
     "soft_frank_wolfe",

@@ -6,6 +6,7 @@ from typing import Any
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
 from mergekit_lite.methods.frank_wolfe.gradient import checked_start
+from mergekit_lite.methods.frank_wolfe.others import checked_first
 from mergekit_lite.methods.parameters import check_seed
 from mergekit_lite.study.records import Cell
 from mergekit_lite.suites import corruptions
@@ -47,7 +48,7 @@ def _check_start(cell: Cell, parameters: Mapping[str, Any]) -> None:
     known = {one for info in registry.all_methods() for one in (info.name, info.function.__name__)}
     if start in known and objective in registry.OBJECTIVES:  # a method of one's own may mean something else by these
         try:
-            checked_start(start, objective)
+            (checked_first if "inside" in parameters else checked_start)(start, objective)
         except KitError as error:
             raise KitError(f"{cell.label}: {error}") from error
 

@@ -79,8 +79,9 @@ def _fingerprint(suite: Suite, cell: Cell) -> dict[str, Any]:
 def _code(suite: Suite, cell: Cell) -> str:
     """Return a hash of the code that computes a (resolved) cell."""
     parts: list[Any] = [registry.get(cell.method).function]
-    with suppress(KitError):  # most often the name of another method, to which no import leads
-        parts.append(registry.get(str(cell.parameters.get("start"))).function)
+    for role in ("start", "inside"):
+        with suppress(KitError):  # most often the name of another method, to which no import leads
+            parts.append(registry.get(str(cell.parameters.get(role))).function)
     parts += [*suite.computing, evaluation.accuracies]
     if "data" in registry.get(cell.method).resources:
         parts.append(task_data.shown)

@@ -2,19 +2,33 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Examples, Objective, TaskData, Watch
-from mergekit_lite.methods.shared.bank import Bank
 from mergekit_lite.methods.shared.objectives import loss_and_gradient
 from mergekit_lite.methods.shared.stopping import Kept, unsound
+from mergekit_lite.weights import Weights
 
 Update = Callable[[Tensor], None]
 """Changes the coefficients in place, given their gradient."""
+
+
+class Mergeable(Protocol):
+    """What `adapt` learns about: a bank, or anything else that merges with raw values and gives their gradient."""
+
+    @property
+    def place(self) -> str:
+        """Where the task vectors lie, in words, if that is not the device."""
+
+    def merged(self, coefficients: Tensor, /) -> Weights:
+        """Return the weights that these values lead to."""
+
+    def gradient(self, gradients: Mapping[str, Tensor], /) -> Tensor:
+        """Return the loss's gradient with respect to the values from that by tensor name."""
 
 
 def adam(raw: Tensor, learning_rate: float) -> Update:
@@ -29,7 +43,7 @@ def adam(raw: Tensor, learning_rate: float) -> Update:
 
 
 def adapt(
-    bank: Bank,
+    bank: Mergeable,
     raw: Tensor,
     data: TaskData,
     batches: Iterator[Mapping[str, Examples]],
@@ -41,7 +55,7 @@ def adapt(
     watch: Watch | None = None,
     path: bool = False,
 ) -> dict[str, Any]:
-    """Minimise the loss over the coefficients `raw`, (K, L) or (K, 1), in place.
+    """Minimise the loss over the coefficients `raw`, (K, L) or (K, 1), or whatever `bank` merges with, in place.
 
     Returns:
         The trace: "loss", and "stopped" if the optimisation ended early, then the coefficients are those of the lowest
@@ -90,7 +104,7 @@ def effective(raw: Tensor, clamp: bool) -> Tensor:
     return raw.clamp(0, 1) if clamp else raw
 
 
-def coefficient_gradient(bank: Bank, raw: Tensor, gradients: Mapping[str, Tensor], clamp: bool) -> Tensor:
+def coefficient_gradient(bank: Mergeable, raw: Tensor, gradients: Mapping[str, Tensor], clamp: bool) -> Tensor:
     """Return dL/d(raw), in the shape of `raw`, from dL/dtheta by tensor name.
 
     Through the clamp the gradient passes inside [0, 1] and on its borders. So did torch.clamp when the paper was
