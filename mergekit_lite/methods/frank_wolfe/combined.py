@@ -60,9 +60,9 @@ def combined_frank_wolfe(
 
     Chen et al. 2025, abstract: orthogonal to other methods, which it improves. :math:`M_t = M(\theta_t; S_t)` is what M
     makes of the chosen vertices :math:`S_t` with :math:`\theta_t` as its base and its own default parameters. Another
-    method may lead to the start. As in the hard variant :math:`\gamma_t = 2/(t+2)` times the step size, and M's own scaling comes on top: with task
-    arithmetic inside (0.3) and one vertex, this is `hard_frank_wolfe` with 0.3 times the step size. Arguments that are
-    not described here are those of `hard_frank_wolfe`, which has the same defaults.
+    method may lead to the start. As in the hard variant :math:`\gamma_t = 2/(t+2)` times the step size, and M's own
+    scaling comes on top: with task arithmetic inside (0.3) and one vertex, this is `hard_frank_wolfe` with 0.3 times
+    the step size. Arguments that are not described here are those of `hard_frank_wolfe`, which has the same defaults.
 
     In the authors' language code one vertex is chosen, so that TIES inside has nothing to elect a sign against and only
     trims; that is the default. With more, it has. TIES and the like may leave the hull of the models, and what is known
