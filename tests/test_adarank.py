@@ -281,7 +281,7 @@ def test_half_precision_comes_back_in_half_precision(pool: Pool) -> None:
     data.given = [{task: images.float() for task, images in batch.items()} for batch in data.given]
     start = {name: one.bfloat16() for name, one in base.items()}
     for form in ("base", "mean"):
-        merged = adarank(start, halves, data, steps=2, origin=form).weights  # type: ignore[arg-type]
+        merged = adarank(start, halves, data, steps=2, origin=form).weights
         assert {one.dtype for one in merged.values()} == {torch.bfloat16}
 
 

@@ -2,6 +2,7 @@
 
 from mergekit_lite.study.grid import run
 from mergekit_lite.study.keys import cell_key
+from mergekit_lite.study.pairs import before_and_after
 from mergekit_lite.study.records import Cell, CurvePoint, Record
 
-__all__ = ["Cell", "CurvePoint", "Record", "cell_key", "run"]
+__all__ = ["Cell", "CurvePoint", "Record", "before_and_after", "cell_key", "run"]

@@ -77,7 +77,9 @@ def combined_frank_wolfe(
         inside: M, any registered method that sees no data.
         selection: how many vertices M merges; "top-k" takes as many as there are tasks, or all if the pool is smaller.
         iterations: how many steps.
-        step_size: factor of :math:`2/(t+2)`.
+        step_size: factor of :math:`2/(t+2)`. A method that adds task vectors adds k of them, each :math:`s_j -
+            \theta_t`: with a scaling of 0.3 and more than three vertices, a full step goes past all of them, and
+            :math:`\theta_t` itself gets a negative weight. Divide by 0.3 k there.
         oracle: how vertices are compared.
         granularity: choose whole models, or for each "tensor".
         include_start: make the starting point a vertex.
