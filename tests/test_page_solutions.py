@@ -66,7 +66,7 @@ def code(name: str) -> str:
 
 
 def test_every_exercise_of_the_pages_is_here() -> None:
-    assert sum(len(exercises(text)) for text in PAGES.values()) == len(EXERCISES) == 14
+    assert sum(len(exercises(text)) for text in PAGES.values()) == len(EXERCISES) == 17
 
 
 @every_exercise

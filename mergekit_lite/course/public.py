@@ -35,7 +35,7 @@ MERGES = tuple(
 
 _STEPS = {"steps": 200, "learning_rate": 0.01, "images_per_task": 8}
 _MIXING = {"iterations": 4, "inner_steps": 40, "inner_learning_rate": 0.01, "images_per_task": 8, "samples": 80}
-SCHEDULES = {name: _STEPS for name in MERGES if "adamerging" in name} | {
+SCHEDULES = {name: _STEPS for name in MERGES if "adamerging" in name or name == "adarank"} | {
     "soft_frank_wolfe": RECIPES["released"] | _MIXING
 }
 """The book's one schedule for what adapts: with the authors' own, the defaults, none converges on the miniature."""

@@ -1,4 +1,4 @@
-"""RegMean++: RegMean block by block, on what the merged blocks before hand over (Nguyen et al. 2025)."""
+"""RegMean++: RegMean block by block, on what the merged blocks before hand over (Nguyen et al. 2026)."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ AFTER_THE_BLOCKS = ("ln_post.", "post_layernorm.")
 """What the names of tensors behind the last block begin with, in OpenCLIP and in transformers."""
 
 
-@method(title="RegMean++", cite="nguyen2025regmeanpp", access=Access.CALIBRATION)
+@method(title="RegMean++", cite="nguyen2026regmeanpp", access=Access.CALIBRATION)
 def regmean_plus_plus(
     base: Mapping[str, Tensor],
     experts: Pool,
@@ -31,7 +31,7 @@ def regmean_plus_plus(
 ) -> Merged:
     r"""Merge block by block: :math:`W^l = \big(\sum_k W_k^l G_k^l\big) \big(\sum_k G_k^l\big)^{-1}` on merged features.
 
-    Nguyen et al. 2025 (arXiv 2508.03121), section 3; details are of the authors' code. :math:`G_k^l` is the Gram matrix
+    Nguyen et al. 2026 (arXiv 2508.03121), section 3; details are of the authors' code. :math:`G_k^l` is the Gram matrix
     of the inputs of a linear layer inside block l of expert k, when that block is fed with what the *merged* blocks
     before l make of images of task k. RegMean lets expert k's own blocks feed it. What is in front of the blocks
     (embeddings, the first norm), and biases and norms within them, are averaged; the norm behind the last block keeps
