@@ -15,8 +15,10 @@ from torch.nn.functional import gelu, layer_norm, normalize, softmax
 
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import all_methods, regmean, regmean_plus_plus, simple_average
-from mergekit_lite.methods.regmean_plus import blocks
+from mergekit_lite.methods.shared.blocks import by_block
+from mergekit_lite.suites import load_suite
 from mergekit_lite.suites.suite import Suite
+from mergekit_lite.suites.walking import BlockByBlock, walk_through
 from mergekit_lite.weight_files import LazyWeights, write
 
 SIDE, PATCH, WIDTH, HEADS, LAYERS = 16, 8, 8, 2, 3
@@ -201,7 +203,9 @@ def test_tensors_in_any_order_give_the_same_merge(pool: Pool) -> None:
 
 def test_blocks_are_walked_by_their_numbers() -> None:
     names = [f"encoder.layers.{place}.fc.weight" for place in (10, 9, 2)]
-    assert list(blocks(["pre.weight", *names, "post_layernorm.weight"])) == [(name,) for name in reversed(names)]
+    found = by_block(["pre.weight", *names, "post_layernorm.weight"])
+    assert list(found.values()) == [(name,) for name in reversed(names)]
+    assert list(found) == ["encoder.layers.2", "encoder.layers.9", "encoder.layers.10"]
 
 
 def test_half_precision_comes_back_in_half_precision(pool: Pool) -> None:
@@ -221,7 +225,7 @@ def test_half_precision_comes_back_in_half_precision(pool: Pool) -> None:
 
 def test_models_without_blocks_bad_experts_and_missing_images_are_named(pool: Pool) -> None:
     base, experts, data = pool
-    with pytest.raises(KitError, match=r"no tensor has the number of a block in its name.*Use RegMean"):
+    with pytest.raises(KitError, match=r"No tensor has the number of a block in its name.*Use RegMean"):
         regmean_plus_plus({"fc.weight": torch.eye(2)}, {"a": {"fc.weight": torch.eye(2)}}, data)
     with pytest.raises(KitError, match="there are none for 'cats'"):
         regmean_plus_plus(base, {**experts, "cats": base}, data)
@@ -238,3 +242,67 @@ def test_it_is_registered_beside_regmean() -> None:
     assert names.index("regmean_plus_plus") == names.index("regmean") + 1
     known: Any = next(info for info in all_methods() if info.name == "regmean_plus_plus")
     assert (known.title, str(known.access)) == ("RegMean++", "calibration inputs")
+
+
+# Block by block
+
+
+def walk(pool: Pool) -> BlockByBlock:
+    return BlockByBlock(pool[2].module, lambda images: images)
+
+
+def test_with_hidden_states_kept_the_merge_is_the_same(pool: Pool) -> None:
+    merged = regmean_plus_plus(*pool, batch_size=3).weights
+    close(regmean_plus_plus(*pool, batch_size=3, walk=walk(pool)).weights, merged)
+    close(merged, by_hand(pool, 0.95))
+
+
+def test_the_walk_shows_what_the_whole_encoder_shows(pool: Pool) -> None:
+    base, _, data = pool
+    images, whole, way = data.pictures["b"], data.inputs(base, data.pictures["b"]), walk(pool)
+    state = way.enter(base, images)
+    seen: Weights = {}
+    torch.testing.assert_close(state, embedded(base, images), rtol=1e-12, atol=1e-12)
+    for block_name in by_block(base):
+        seen |= way.inputs(base, block_name, state)
+        state = way.onward(base, block_name, state)
+    assert seen.keys() == whole.keys()
+    close(seen, whole)
+    last = layer_norm(state, (WIDTH,), base["ln_post.weight"], base["ln_post.bias"])[:, 0]
+    close({"": normalize(last @ data.module.proj, dim=1)}, {"": data.encode(base, images)})
+
+
+def test_a_walk_looks_at_each_block_once_for_its_expert_and_once_merged(pool: Pool) -> None:
+    calls: list[tuple[str, str]] = []
+
+    class Counted(BlockByBlock):
+        def enter(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+            calls.append(("enter", ""))
+            return super().enter(weights, images)
+
+        def onward(self, weights: Mapping[str, Tensor], block: str, state: Tensor) -> Tensor:
+            calls.append(("run", block))
+            return super().onward(weights, block, state)
+
+    regmean_plus_plus(*pool, walk=Counted(pool[2].module, lambda images: images))
+    assert calls.count(("enter", "")) == len(TASKS)
+    for place in range(LAYERS):
+        assert calls.count(("run", f"transformer.resblocks.{place}")) == 2 * len(TASKS)
+
+
+def test_no_hook_is_left_behind(pool: Pool) -> None:
+    regmean_plus_plus(*pool, walk=walk(pool))
+    assert not [module for module in pool[2].module.modules() if module._forward_pre_hooks]
+
+
+def test_a_suite_gives_its_walk_and_others_none(cache: Path) -> None:
+    suite = load_suite("miniature", "cpu")
+    way = walk_through(suite)
+    assert way is not None
+    images = torch.from_numpy(suite.split("digits", "test").images[:2].copy())
+    inputs = suite.layer_inputs(suite.base, images)
+    state = way.enter(suite.base, images)
+    first = next(iter(by_block(suite.base)))
+    for name, rows in way.inputs(suite.base, first, state).items():
+        torch.testing.assert_close(rows, inputs[name], rtol=1e-4, atol=1e-5)
+    assert walk_through(cast(Suite, object())) is None

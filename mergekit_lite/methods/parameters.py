@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from mergekit_lite.errors import KitError, shown, suggestion
 
-RESOURCES = ("base", "experts", "data", "seed", "watch")
-"""Argument names that are not parameters: what a method works on, its random seed, and who watches it."""
+RESOURCES = ("base", "experts", "data", "seed", "watch", "walk")
+"""Argument names that are not parameters: what a method works on, its random seed, who watches it,
+and what runs the encoder block by block."""
 
 
 def schema_of(function: Callable[..., Any]) -> tuple[type[BaseModel], tuple[str, ...]]:

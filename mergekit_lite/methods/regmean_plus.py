@@ -1,16 +1,15 @@
 """RegMean++: RegMean block by block, on what the merged blocks before hand over (Nguyen et al. 2026)."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
-from mergekit_lite.errors import KitError
 from mergekit_lite.methods.registry import Access, Count, LayerData, Merged, method
 from mergekit_lite.methods.regmean_merging import gram, merge_with_grams
+from mergekit_lite.methods.shared.blocks import FromTheImages, Walk, by_block
 from mergekit_lite.methods.shared.calibration import calibration_images
 from mergekit_lite.weights import Pool, Weights, check_finite
 
@@ -28,6 +27,7 @@ def regmean_plus_plus(
     off_diagonal: Annotated[float, Field(ge=0, le=1)] = 0.95,
     batch_size: Count = 32,
     seed: int = 0,
+    walk: Walk | None = None,
 ) -> Merged:
     r"""Merge block by block: :math:`W^l = \big(\sum_k W_k^l G_k^l\big) \big(\sum_k G_k^l\big)^{-1}` on merged features.
 
@@ -37,9 +37,9 @@ def regmean_plus_plus(
     (embeddings, the first norm), and biases and norms within them, are averaged; the norm behind the last block keeps
     its pre-trained value, as in the authors' code. A linear layer outside the blocks is averaged, too.
 
-    For each block the images pass through the whole encoder once more, so a model of L blocks costs L times as many
-    passes as RegMean; in memory are the merged model, one block of one expert, and two Gram matrices of each of its
-    layers.
+    In memory are the merged model, one block of each expert, two Gram matrices of each of its layers, and what the
+    merged blocks hand on for all images: 0.3 GB for eight tasks on ViT-B/32. Without a `walk` nothing is handed on,
+    and the images pass through the whole encoder for each block.
 
     Args:
         base: the pre-trained weights; of them only the norm behind the last block is used.
@@ -49,6 +49,7 @@ def regmean_plus_plus(
         off_diagonal: factor of the Gram matrices' entries off the diagonal. It is all the regularisation there is.
         batch_size: images in one forward pass; only rounding depends on it.
         seed: which images are drawn.
+        walk: runs the encoder block by block; `mergekit_lite.study` hands it in.
 
     Raises:
         KitError: an empty pool, experts that do not fit the base, NaN or infinite weights, a parameter out of range, an
@@ -60,53 +61,39 @@ def regmean_plus_plus(
         check_finite(expert, name=f"expert '{task}'")
     merged = merge_with_grams(base, experts, repeat({}, len(experts)))  # the average
     merged |= {name: start for name, start in base.items() if _local(name).startswith(AFTER_THE_BLOCKS)}
-    for names in blocks(base):
+    walk = walk or FromTheImages(data)
+    states = {task: [walk.enter(merged, part) for part in calibration[task].split(batch_size)] for task in experts}
+    for block, names in by_block(base).items():
         start = {name: base[name] for name in names}
         # copies, because tensors of a file may start at any address, and products of such tensors round differently
         parts = {task: {name: expert[name].clone() for name in names} for task, expert in experts.items()}
         grams = (
-            block_grams(data, {**merged, **part}, names, calibration[task], off_diagonal, batch_size)
+            block_grams(walk, {**merged, **part}, block, names, states[task], off_diagonal)
             for task, part in parts.items()
         )
         merged |= merge_with_grams(start, parts, grams)
+        states = {task: [walk.onward(merged, block, state) for state in own] for task, own in states.items()}
     return Merged(merged)
 
 
-def blocks(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the tensors of each block, in the order of the blocks: names that begin alike up to the first number.
-
-    Raises:
-        KitError: there are no numbered blocks.
-    """
-    found: dict[tuple[str, int], list[str]] = {}
-    for name in names:
-        if match := re.match(r"(.*?\.)?(\d+)\.", name):
-            found.setdefault((match[1] or "", int(match[2])), []).append(name)
-    if not found:
-        raise KitError(
-            "RegMean++ merges block by block, but no tensor has the number of a block in its name, such as "
-            "'transformer.resblocks.0.mlp.c_fc.weight'. Use RegMean, which needs none."
-        )
-    for block in sorted(found):
-        yield tuple(found[block])
-
-
 def block_grams(
-    data: LayerData,
+    walk: Walk,
     weights: Mapping[str, Tensor],
+    block: str,
     names: Iterable[str],
-    images: Tensor,
+    states: Sequence[Tensor],
     off_diagonal: float,
-    batch_size: int,
 ) -> Weights:
     """Return name of a linear layer's weight -> Gram matrix (in, in) of its inputs, for the layers among `names`."""
     total: Weights = {}
-    for part in images.split(batch_size):
-        inputs = data.inputs(weights, part)
+    rows: dict[str, int] = {}
+    for state in states:
+        inputs = walk.inputs(weights, block, state)
         for name in inputs.keys() & set(names):
-            share = gram(inputs[name], off_diagonal).mul_(len(part) / len(images))
+            share = gram(inputs[name], off_diagonal).mul_(len(inputs[name]))
             total[name] = total[name].add_(share) if name in total else share
-    return total
+            rows[name] = rows.get(name, 0) + len(inputs[name])
+    return {name: one.div_(rows[name]) for name, one in total.items()}
 
 
 def _local(name: str) -> str:

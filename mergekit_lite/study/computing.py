@@ -15,7 +15,7 @@ from mergekit_lite.machine import device_name, now, peak_memory_mib, reset_peak_
 from mergekit_lite.methods import load_method, registry
 from mergekit_lite.study import budgets, evaluation, keys, task_data
 from mergekit_lite.study.records import Cell, CurvePoint, Provenance, Record, read_record, write_record
-from mergekit_lite.suites import broken
+from mergekit_lite.suites import broken, walking
 from mergekit_lite.suites.suite import Suite
 from mergekit_lite.weights import weights_hash
 
@@ -105,7 +105,9 @@ def _answer(suite: Suite, job: Job) -> Record:
     reset_peak_memory(suite.device)
     data = task_data.shown(suite, cell.adapt, access)
     watched = _Watched(suite, cell, data)
-    offered = {"data": data, "seed": cell.seed, "watch": watched.watch if cell.curve_every else None}
+    offered: dict[str, Any] = {"data": data, "seed": cell.seed, "watch": watched.watch if cell.curve_every else None}
+    if "walk" in info.resources:
+        offered["walk"] = walking.walk_through(suite)
     resources = {name: offered[name] for name in info.resources if name in offered}
     experts = {task: suite.experts[task] for task in cell.pool}
     for task, how in cell.broken.items():

@@ -22,7 +22,7 @@ from mergekit_lite.methods.shared import places
 from mergekit_lite.study import evaluation, task_data
 from mergekit_lite.study.checks import resolved
 from mergekit_lite.study.records import Cell
-from mergekit_lite.suites import broken, corruptions
+from mergekit_lite.suites import broken, corruptions, walking
 from mergekit_lite.suites.suite import Suite
 
 
@@ -85,6 +85,8 @@ def _code(suite: Suite, cell: Cell) -> str:
     parts += [*suite.computing, evaluation.accuracies]
     if "data" in registry.get(cell.method).resources:
         parts.append(task_data.shown)
+    if "walk" in registry.get(cell.method).resources:
+        parts.append(walking.walk_through)
     if cell.broken:
         parts.append(broken.Broken)
     return content_hash([_code_of(part) for part in parts])
