@@ -17,6 +17,7 @@ from mergekit_lite.suites.checkpoints.opening import opened
 from mergekit_lite.suites.own.models import base_checkpoint
 from mergekit_lite.suites.own.own_suite import OwnSuite
 from mergekit_lite.suites.suite import Suite
+from mergekit_lite.suites.walking import walk_through
 from mergekit_lite.suites.words import spelt
 
 STEPS = ("steps", "iterations")
@@ -69,7 +70,9 @@ def of_suite(
         else:
             ends[name] = suite.experts[name]
             models.append(_suites_own(suite, name))
-    resources = {"data": task_data.shown(suite, pool, access)} if "data" in info.resources else {}
+    resources: dict[str, Any] = {"data": task_data.shown(suite, pool, access)} if "data" in info.resources else {}
+    if "walk" in info.resources:
+        resources["walk"] = walk_through(suite)
     asked = asked_of(info, parameters, seed, **resources)
     if "watch" in info.resources:
         asked = replace(asked, steps=next((asked.parameters[one] for one in STEPS if one in asked.parameters), 0))
