@@ -61,10 +61,21 @@ def check_words(error: KitError, most: int = 3000) -> None:
 
 
 class Shown(fakes.FakeSuite):
-    """The fake suite with the inputs of its one layer, for RegMean."""
+    """The fake suite with the inputs of its one layer, for RegMean, which is block 0, for RegMean++."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.base, *ends = (
+            {name.replace("layer", "layers.0"): one for name, one in weights.items()}
+            for weights in (self.base, *self.experts.values())
+        )
+        self.experts = dict(zip(self.experts, ends, strict=True))
+
+    def encode(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        return super().encode({name.replace("layers.0", "layer"): one for name, one in weights.items()}, images)
 
     def layer_inputs(self, weights: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-        return {"layer.weight": images.float().sub(128).div(128).flatten(1)}
+        return {"layers.0.weight": images.float().sub(128).div(128).flatten(1)}
 
 
 SUITE: Any = Shown()
