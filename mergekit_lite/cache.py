@@ -199,19 +199,38 @@ def ensure(make: Callable[[], object], *paths: Path) -> None:
             make()
 
 
+class Held(KitError):
+    """Another process holds the lock."""
+
+
+def free(path: Path) -> bool:
+    """Return whether nobody holds the lock of `path` now."""
+    try:
+        with locked(path, wait=False):
+            return True
+    except Held:
+        return False
+
+
 @contextmanager
-def locked(path: Path, *others: Path) -> Iterator[None]:
+def locked(path: Path, *others: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock that belongs to `path`, so that of two runs on one cache one computes and the other waits.
 
     It stands for `others` too. What a process that was killed left half-written of any of them is removed.
 
     Raises:
+        Held: another process holds it, and `wait` is not set.
         KitError: the folder cannot be written to, it has no locks to give, or a lock was left behind.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(lock)
+        if wait:
+            _acquire(lock)
+        else:
+            lock.acquire(timeout=0)
+    except Timeout as error:
+        raise Held(f"{path.name} is being made by another process.") from error
     except OSError as error:
         if error.errno == errno.ENOLCK:
             raise KitError(
