@@ -22,7 +22,7 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.methods import registry
 from mergekit_lite.study import Cell, engines
 from mergekit_lite.study.engines import dispatch, elsewhere, here
-from mergekit_lite.study.engines.elsewhere import Outcome, Parcel
+from mergekit_lite.study.engines.elsewhere import Outcome, Parcel, Place
 
 if TYPE_CHECKING:
     from mergekit_lite.suites.suite import Suite
@@ -173,8 +173,8 @@ def test_a_worker_that_would_answer_otherwise_refuses(
 def test_a_worker_with_another_kit_refuses_a_method_that_travels_by_value(suite: "Suite", tmp_path: Path) -> None:
     job = elsewhere_job(suite, tmp_path)
     methods = {"slow_average": elsewhere._pickled(registry.get("slow_average"))}
-    loader = pickle.dumps(suite.loader)
-    parcel = Parcel(loader, job, methods, tmp_path / "marker", kit="another")
+    place = Place(pickle.dumps(suite.loader), tmp_path)
+    parcel = Parcel(place, job, methods, tmp_path / "marker", kit="another")
     assert "another version of mergekit_lite" in elsewhere.compute_there(parcel).error
 
 
@@ -305,6 +305,6 @@ def test_there_is_one_process_a_gpu_unless_the_suite_names_one(
 
 
 def test_an_outcome_says_where_it_is_from() -> None:
-    assert elsewhere.prepare_there(b"no pickle", 0, "digits").error
-    assert Outcome().record is None
-    assert os.uname().nodename == elsewhere.prepare_there(b"no pickle", 0, "digits").host
+    outcome = elsewhere.prepare_there(Place(b"no pickle", Path("nowhere")), 0, "digits")
+    assert outcome == Outcome(None, outcome.error, os.uname().nodename)
+    assert outcome.error.startswith("UnpicklingError: ")

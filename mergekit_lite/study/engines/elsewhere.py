@@ -6,6 +6,7 @@ with another version of the kit, of torch or of open_clip, on another class of d
 """
 
 import importlib
+import os
 import pickle
 import socket
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from mergekit_lite.cache import VARIABLE, cache_dir
 from mergekit_lite.errors import KitError
 from mergekit_lite.methods import load_method, registry
 from mergekit_lite.study import keys
@@ -30,18 +32,31 @@ from mergekit_lite.suites.suite import Suite
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a worker gets a suite from.
+
+    Attributes:
+        loader: the suite's own, pickled.
+        cache: the driver's, which a worker that sees it shares; another has its own.
+    """
+
+    loader: bytes
+    cache: Path
+
+
+@dataclass(frozen=True)
 class Parcel:
     """What is sent to a worker for one cell.
 
     Attributes:
-        suite: the suite's pickled loader.
+        place: where it gets the suite from.
         job: what to compute.
         methods: name -> how a worker gets a method that is not the kit's: a file's path and text, or its pickled self.
         marker: a file that exists where the driver's folder of records is seen.
         kit: hash of the kit's code that every cell of the suite runs.
     """
 
-    suite: bytes
+    place: Place
     job: Job
     methods: Mapping[str, tuple[Path, str] | bytes]
     marker: Path
@@ -68,9 +83,9 @@ def outcomes(suite: Suite, jobs: Sequence[Job], engine: Engine) -> Outcomes:
 
     What goes wrong on a worker is raised as a `KitError` that names its machine.
     """
-    loader, kit = _pickled(suite.loader), keys.kit_of(suite)
+    place, kit = _place(suite), keys.kit_of(suite)
     with tempfile.NamedTemporaryFile(prefix=".shared-", dir=jobs[0].folder) as marker:
-        parcels = [(job, (Parcel(loader, job, _methods(job), Path(marker.name), kit),)) for job in jobs]
+        parcels = [(job, (Parcel(place, job, _methods(job), Path(marker.name), kit),)) for job in jobs]
         for job, result in dispatch.outcomes(engine, compute_there, parcels):
             yield job, lambda job=job, result=result: _kept(job, result())  # type: ignore[misc]
 
@@ -92,16 +107,16 @@ def prepare(suite: Suite, cells: Sequence[Cell], engine: Engine) -> None:
         KitError: it failed.
     """
     needed = dict.fromkeys((cell.expert_seed, task) for cell in cells for task in cell.pool)
-    loader = _pickled(suite.loader)
-    for (_, task), result in dispatch.outcomes(engine, prepare_there, [(one, (loader, *one)) for one in needed]):
+    place = _place(suite)
+    for (_, task), result in dispatch.outcomes(engine, prepare_there, [(one, (place, *one)) for one in needed]):
         outcome: Outcome = result()
         if outcome.error:
             raise KitError(f"What task '{task}' needs could not be prepared: {outcome.error} (on {outcome.host})")
 
 
-def prepare_there(loader: bytes, seed: int, task: str) -> Outcome:
+def prepare_there(place: Place, seed: int, task: str) -> Outcome:
     """Make or fetch the expert and the images of one task, on a worker."""
-    return _told(lambda: _suite(loader).with_expert_seed(seed).prepare((task,), 1))
+    return _told(lambda: _suite(place).with_expert_seed(seed).prepare((task,), 1))
 
 
 def compute_there(parcel: Parcel) -> Outcome:
@@ -121,7 +136,7 @@ def _told(work: Callable[[], Record | None]) -> Outcome:
 
 
 def _computed(parcel: Parcel) -> Record | None:
-    suite, job = _suite(parcel.suite), parcel.job
+    suite, job = _suite(parcel.place), parcel.job
     for name, sent in parcel.methods.items():
         _bring(name, sent)
     if job.cell.method in parcel.methods:
@@ -136,10 +151,12 @@ def _computed(parcel: Parcel) -> Record | None:
 
 
 @lru_cache(maxsize=2)
-def _suite(loader: bytes) -> Suite:
+def _suite(place: Place) -> Suite:
+    if VARIABLE not in os.environ and place.cache.is_dir():
+        os.environ[VARIABLE] = str(place.cache)
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # as everywhere: one process per core with one thread
-    loaded: Suite = pickle.loads(loader)()
+    loaded: Suite = pickle.loads(place.loader)()
     return loaded
 
 
@@ -196,6 +213,10 @@ def _written(folder: str, name: str, text: str) -> Path:
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _place(suite: Suite) -> Place:
+    return Place(_pickled(suite.loader), cache_dir())
 
 
 def _pickled(thing: Any) -> bytes:
