@@ -23,6 +23,9 @@ from mergekit_lite.errors import KitError
 LEDGER = "MERGEKIT_LITE_LEDGER"
 """Environment variable with the file in which `study.run` notes the records it returned; the runner sets it."""
 
+SHARD = "MERGEKIT_LITE_SHARD"
+"""Environment variable ``i/n``: `study.run` computes shard i of n, counted from 1; `run --shard` sets it."""
+
 VARIABLE = "MERGEKIT_LITE_CACHE"
 
 PATIENCE = 600.0  # seconds to wait for a lock whose holder may be gone for ever

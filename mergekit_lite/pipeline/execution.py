@@ -16,8 +16,11 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mergekit_lite.cache import LEDGER, check_writable, sweep_dead
+from mergekit_lite.cache import LEDGER, SHARD, check_writable, sweep_dead
 from mergekit_lite.errors import KitError
+
+ELSEWHERE = "Elsewhere"
+"""The name of `study.shards.Elsewhere`, which would bring torch; of an error in a kernel no more than that is known."""
 
 
 class Failed(Exception):
@@ -26,6 +29,14 @@ class Failed(Exception):
     def __init__(self, reason: str, cell: int | None = None, kept: bool = True) -> None:
         super().__init__(reason)
         self.reason, self.cell, self.kept = reason, cell, kept
+
+
+class ShareDone(Exception):
+    """A notebook asked, in `cell`, for records that other shards compute; its own are recorded."""
+
+    def __init__(self, cell: int) -> None:
+        super().__init__(f"cell [{cell}]")
+        self.cell = cell
 
 
 # As `python -m ipykernel_launcher`, and quicker: the garbage collector would go through all of torch again and again
@@ -56,6 +67,8 @@ def execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped
 
     Raises:
         Failed: a cell raised an error, the kernel died or never came, or the result cannot be written.
+        ShareDone: this run is one of several shards, and the notebook needs what the others compute; nothing of it is
+            kept, as all it showed will be shown again.
     """
     begun = time.perf_counter()
     partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
@@ -87,6 +100,8 @@ def execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":  # Ctrl-C in a terminal reaches the kernel too, and sometimes first
             raise KeyboardInterrupt from error
+        if os.environ.get(SHARD) and error.ename == ELSEWHERE:
+            raise ShareDone(error.exec_count) from error
         reason = error.evalue if error.ename == KitError.__name__ else f"{error.ename}: {error.evalue}"
         raise Failed(reason, error.exec_count, kept=_moved(partial, failed)) from error
     except RuntimeError as error:

@@ -8,8 +8,8 @@ import math
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +17,9 @@ from typing import Any
 
 import nbformat
 
-from mergekit_lite.cache import content_hash, file_digest
+from mergekit_lite.cache import SHARD, cache_dir, content_hash, file_digest
 from mergekit_lite.errors import KitError, shown, suggestion
-from mergekit_lite.pipeline.execution import Failed, execute
+from mergekit_lite.pipeline.execution import Failed, ShareDone, execute
 from mergekit_lite.pipeline.profiles import Profile
 from mergekit_lite.syntax import dumped, plain
 
@@ -44,7 +44,9 @@ class Parameter:
         return type(value) is self.kind or (self.kind is float and type(value) is int)
 
 
-def run_profile(profile: Profile, root: Path, only: str | None = None, force: bool = False) -> list[Path]:
+def run_profile(
+    profile: Profile, root: Path, only: str | None = None, force: bool = False, shard: str | None = None
+) -> list[Path]:
     """Execute the notebooks of `profile` into ``build/<profile>/`` and return the executed files.
 
     Args:
@@ -52,15 +54,22 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
         root: the project's folder.
         only: run this notebook alone.
         force: run again even what is still valid: same template, parameters, library and torch.
+        shard: ``i/n``: compute a share of the cells only, see `study.shards`; by default what the environment says. A
+            notebook that needs others' cells ends there, well, and is not among what is returned.
 
     Raises:
-        KitError: an unknown notebook or suite, or an unknown or ill-typed parameter (nothing was run); or notebooks
-            that failed (all others were run).
+        KitError: an unknown notebook or suite, an unknown or ill-typed parameter, or no such shard (nothing was run);
+            or notebooks that failed (all others were run).
     """
     if only is not None and only not in profile.notebooks:
         hint = suggestion(only, profile.notebooks)
         there = ", ".join(profile.notebooks)
         raise KitError(f"Profile '{profile.name}' has no notebook '{only}'.{hint} Notebooks: {there}.")
+    shard = os.environ.get(SHARD) or None if shard is None else shard
+    if shard is not None:
+        from mergekit_lite.study import shards  # brings torch
+
+        shards.parsed(shard)
     checked = {name: check_parameters(profile, name, root) for name in profile.notebooks}
     library = library_hash()
     folder = root / "build" / profile.name
@@ -77,19 +86,53 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
         if profile.budget:
             print(f"What profile {profile.name} takes when nothing is there yet:\n{profile.budget}", flush=True)
     failures: dict[str, Failed] = {}
+    waiting: list[str] = []
     for name, template, target in stale:
         given = ", ".join(f"{key}={value!r}" for key, value in checked[name].items())
         print(f"{name}: running{f' with {given}' if given else ''}", flush=True)
         stamped = {"profile": profile.name, "stamp": stamp(template, checked[name], library)}
         try:
-            seconds = execute(template, target, checked[name], stamped)
+            with _for_kernels(SHARD, shard):
+                seconds = execute(template, target, checked[name], stamped)
             print(f"{name}: done in {seconds:.0f} s", flush=True)
+        except ShareDone as done:
+            waiting.append(name)
+            executed.remove(target)
+            print(f"{name}: its share is computed up to cell [{done.cell}]", flush=True)
         except Failed as failed:
             failures[name] = failed
             print(f"{name}: failed ({textwrap.shorten(failed.reason, 120, placeholder=' ...')})", flush=True)
+    if waiting:
+        print(_what_next(profile.name, waiting, str(shard)), flush=True)
     if failures:
-        raise KitError(_told(failures, len(executed), profile.name))
+        raise KitError(_told(failures, len(executed) + len(waiting), profile.name))
     return executed
+
+
+def _what_next(profile: str, waiting: list[str], shard: str) -> str:
+    return (
+        f"Shard {shard}: {len(waiting)} notebooks wait for cells of the other shards ({', '.join(waiting)}).\n"
+        f"When all shards have ended, take their records ({cache_dir('records')}) to one machine and run there:\n"
+        f"  mergekit-lite records merge FOLDER ...\n"
+        f"  mergekit-lite run {profile}\n"
+        "The second line computes what is left, and executes the notebooks. Where a later cell asks for records too, "
+        "maybe by what the first ones say, much can be left: then take the merged records to all machines first, and "
+        "run the shards a second time."
+    )
+
+
+@contextmanager
+def _for_kernels(variable: str, value: str | None) -> Iterator[None]:
+    """Set a variable of the environment, which kernels inherit, unless `value` is None; it is as before afterwards."""
+    before = os.environ.get(variable)
+    try:
+        if value is not None:
+            os.environ[variable] = value
+        yield
+    finally:
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _told(failures: Mapping[str, Failed], asked: int, profile: str) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, overload
 
-from mergekit_lite.cache import cache_dir, check_writable, content_hash, free
+from mergekit_lite.cache import SHARD, cache_dir, check_writable, content_hash, free
 from mergekit_lite.errors import KitError
 from mergekit_lite.machine import source_commit
 from mergekit_lite.methods import registry
@@ -21,7 +21,6 @@ from mergekit_lite.study.computing import Job
 from mergekit_lite.study.engines import Engine, chosen, elsewhere, engine_called, here
 from mergekit_lite.study.keys import what_decides
 from mergekit_lite.study.records import Cell, Record, note, read_record
-from mergekit_lite.study.shards import VARIABLE as SHARD
 from mergekit_lite.study.shards import Elsewhere, share
 from mergekit_lite.suites.suite import Suite
 

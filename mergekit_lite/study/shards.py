@@ -5,9 +5,6 @@ from typing import Protocol, TypeVar
 
 from mergekit_lite.errors import KitError, shown
 
-VARIABLE = "MERGEKIT_LITE_SHARD"
-"""Environment variable ``i/n``: this run computes shard i of n, counted from 1; `mergekit-lite run --shard` sets it."""
-
 
 class Elsewhere(KitError):
     """This shard's cells are all recorded; the others are for the other shards to compute."""
@@ -29,15 +26,41 @@ class _Costly(Protocol):
 _Job = TypeVar("_Job", bound=_Costly)
 
 
-def share(jobs: Sequence[_Job], text: str) -> list[_Job]:
-    """Return the jobs of shard ``i/n``: sorted by cost, the long ones first, they are dealt out in turn.
+def parsed(text: str) -> tuple[int, int]:
+    """Return i and n of the shard ``i/n``.
 
-    It depends on the grid alone, not on what is recorded, nor on the order of its cells, nor on the machine.
+    Raises:
+        KitError: the text has another form, or not 1 <= i <= n.
+    """
+    part, _, parts = text.strip().partition("/")
+    # Of so few digits that Python turns them into a number; `isdecimal` alone takes those of any script.
+    if all(one.isascii() and one.isdecimal() and len(one) < 10 for one in (part, parts)) and (
+        1 <= int(part) <= int(parts)
+    ):
+        return int(part), int(parts)
+    raise KitError(f"{shown(text)} names no shard. Write i/n, such as 1/8 for the first of eight and 8/8 for the last.")
+
+
+def share(jobs: Sequence[_Job], text: str) -> list[_Job]:
+    """Return the jobs of shard ``i/n``: sorted by cost, the long ones first, they are dealt out in hands of n.
+
+    It depends on the grid alone, not on what is recorded, nor on the order of its cells, nor on the machine. Of each
+    hand every shard gets one, the one that is its own by its key if there is one: so a cell of two grids falls to the
+    same shard more often than not, and is computed once.
 
     Raises:
         KitError: the text is not ``i/n`` with 1 <= i <= n.
     """
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise KitError(f"{shown(text)} names no shard. Write i/n, such as 1/8 for the first of eight.")
-    return sorted(jobs, key=lambda job: (tuple(-one for one in job.cost), job.key))[int(part) - 1 :: int(parts)]
+    part, parts = parsed(text)
+    order = sorted(jobs, key=lambda job: (tuple(-one for one in job.cost), job.key))
+    mine = []
+    for first in range(0, len(order), parts):
+        hand = order[first : first + parts]
+        given = dict[int, _Job]()
+        for job in hand:
+            given.setdefault(int(job.key, 16) % parts, job)
+        dealt = {job.key for job in given.values()}
+        free = [one for one in range(parts) if one not in given]
+        given |= zip(free, [job for job in hand if job.key not in dealt], strict=False)
+        mine += [given[part - 1]] if part - 1 in given else []
+    return mine
