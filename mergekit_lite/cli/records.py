@@ -14,11 +14,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def records() -> None:
-    """Records, the answers to the cells of studies: bring those of several machines together."""
-
-
 @app.command()
 @worded
 def merge(
