@@ -110,8 +110,9 @@ def run_profile(
 
 
 def _what_next(profile: str, waiting: list[str], shard: str) -> str:
+    who = "1 notebook waits" if len(waiting) == 1 else f"{len(waiting)} notebooks wait"
     return (
-        f"Shard {shard}: {len(waiting)} notebooks wait for cells of the other shards ({', '.join(waiting)}).\n"
+        f"Shard {shard}: {who} for cells of the other shards ({', '.join(waiting)}).\n"
         f"When all shards have ended, take their records ({cache_dir('records')}) to one machine and run there:\n"
         f"  mergekit-lite records merge FOLDER ...\n"
         f"  mergekit-lite run {profile}\n"
