@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -71,7 +72,7 @@ def execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped
             kept, as all it showed will be shown again.
     """
     begun = time.perf_counter()
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
+    partial = target.with_name(f".{target.stem}.{_host()}.{os.getpid()}.ipynb")
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     ledger = partial.with_suffix(".records")
     try:
@@ -130,8 +131,15 @@ def _moved(partial: Path, failed: Path) -> bool:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what runs that were killed left of a notebook; what belongs to a process that lives stays."""
-    sweep_dead(target.parent, rf"\.{re.escape(target.stem)}\.(\d+)\.(?:ipynb|records)")
+    """Remove what runs that were killed left of a notebook; what belongs to a process that lives stays.
+
+    So does what another machine wrote, of whose processes nothing is known here: several may share this folder.
+    """
+    sweep_dead(target.parent, rf"\.{re.escape(target.stem)}\.{re.escape(_host())}\.(\d+)\.(?:ipynb|records)")
+
+
+def _host() -> str:
+    return re.sub(r"\W", "-", socket.gethostname())
 
 
 def _literal(path: Path) -> str:

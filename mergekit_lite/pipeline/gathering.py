@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mergekit_lite.study.records import Record
 
 NAME = re.compile(r"[0-9a-f]{16}\.json")
-SUITE = re.compile(r"\w[\w.@+-]*")  # no path that climbs out of its folder
+SUITE = re.compile(r"\w[\w.@-]*")  # no path that climbs out of its folder
 OF_ONE_MACHINE = OF_ONE_RUN | {"bank", "sources"}  # where task vectors found room, and which mirror weights came from
 
 
