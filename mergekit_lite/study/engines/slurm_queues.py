@@ -296,7 +296,7 @@ class Here(Queue):
 
 def lost_words(state: str, job: str, log: Path, *, retried: bool) -> str:
     """Return what became of a job that was lost, and what to do."""
-    twice = "twice, the second time as " if retried else ""
+    how = f"Its job was lost twice, the second time as {job}" if retried else f"Its job {job} was lost"
     advice = {
         "OUT_OF_MEMORY": "Give it more memory: write memory_gb=, or twice as much as now.",
         "TIMEOUT": "It needs more time: write minutes=, or twice as many as now.",
@@ -312,4 +312,4 @@ def lost_words(state: str, job: str, log: Path, *, retried: bool) -> str:
     else:
         last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
         said = f" Its log, {log}, ends with: {last or 'nothing'}."
-    return f"It was lost {twice}job {job} ({state}). {advice}{said} What is recorded stays."
+    return f"{how} ({state}). {advice}{said} What is recorded stays."
