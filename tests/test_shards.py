@@ -212,9 +212,9 @@ def test_a_notebook_that_needs_other_shards_cells_has_done_its_share(
     assert "shard 1/2\n" in said
     assert "grid: its share is computed up to cell [3]\n" in said
     assert "Shard 1/2: 1 notebook waits for cells of the other shards (grid).\n" in said
-    assert f"take their records ({tmp_path}/cache/records) to one machine" in said
-    assert "  mergekit-lite records merge FOLDER ...\n  mergekit-lite run short\n" in said
-    assert "run the shards a second time" in said
+    assert f"bring their records together on each machine (here: {tmp_path}/cache/records),\n" in said
+    assert "  mergekit-lite records merge FOLDER ...\nand run the same shards again: " in said
+    assert said.endswith("\n  mergekit-lite run short\n")
     assert list((tmp_path / "build" / "short").iterdir()) == []
     assert SHARD not in os.environ
 

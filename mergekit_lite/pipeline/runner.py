@@ -17,7 +17,7 @@ from typing import Any
 
 import nbformat
 
-from mergekit_lite.cache import SHARD, cache_dir, content_hash, file_digest
+from mergekit_lite.cache import ENGINE, SHARD, cache_dir, content_hash, file_digest
 from mergekit_lite.errors import KitError, shown, suggestion
 from mergekit_lite.pipeline.execution import Failed, ShareDone, execute
 from mergekit_lite.pipeline.profiles import Profile
@@ -45,7 +45,12 @@ class Parameter:
 
 
 def run_profile(
-    profile: Profile, root: Path, only: str | None = None, force: bool = False, shard: str | None = None
+    profile: Profile,
+    root: Path,
+    only: str | None = None,
+    force: bool = False,
+    shard: str | None = None,
+    engine: str | None = None,
 ) -> list[Path]:
     """Execute the notebooks of `profile` into ``build/<profile>/`` and return the executed files.
 
@@ -56,10 +61,11 @@ def run_profile(
         force: run again even what is still valid: same template, parameters, library and torch.
         shard: ``i/n``: compute a share of the cells only, see `study.shards`; by default what the environment says. A
             notebook that needs others' cells ends there, well, and is not among what is returned.
+        engine: what computes the cells, see `study.engines`; by default what the environment names, else the profile.
 
     Raises:
-        KitError: an unknown notebook or suite, an unknown or ill-typed parameter, or no such shard (nothing was run);
-            or notebooks that failed (all others were run).
+        KitError: an unknown notebook or suite, an unknown or ill-typed parameter, no such shard, or no such engine or
+            one that is not installed (nothing was run); or notebooks that failed (all others were run).
     """
     if only is not None and only not in profile.notebooks:
         hint = suggestion(only, profile.notebooks)
@@ -70,6 +76,11 @@ def run_profile(
         from mergekit_lite.study import shards  # brings torch
 
         shards.parsed(shard)
+    engine = os.environ.get(ENGINE) or profile.engine if engine is None else engine
+    if engine is not None:
+        from mergekit_lite.study import engines  # brings torch
+
+        engines.check_engine(engine)
     checked = {name: check_parameters(profile, name, root) for name in profile.notebooks}
     library = library_hash()
     folder = root / "build" / profile.name
@@ -92,7 +103,7 @@ def run_profile(
         print(f"{name}: running{f' with {given}' if given else ''}", flush=True)
         stamped = {"profile": profile.name, "stamp": stamp(template, checked[name], library)}
         try:
-            with _for_kernels(SHARD, shard):
+            with _for_kernels(SHARD, shard), _for_kernels(ENGINE, engine):
                 seconds = execute(template, target, checked[name], stamped)
             print(f"{name}: done in {seconds:.0f} s", flush=True)
         except ShareDone as done:
@@ -113,12 +124,10 @@ def _what_next(profile: str, waiting: list[str], shard: str) -> str:
     who = "1 notebook waits" if len(waiting) == 1 else f"{len(waiting)} notebooks wait"
     return (
         f"Shard {shard}: {who} for cells of the other shards ({', '.join(waiting)}).\n"
-        f"When all shards have ended, take their records ({cache_dir('records')}) to one machine and run there:\n"
-        f"  mergekit-lite records merge FOLDER ...\n"
-        f"  mergekit-lite run {profile}\n"
-        "The second line computes what is left, and executes the notebooks. Where a later cell asks for records too, "
-        "maybe by what the first ones say, much can be left: then take the merged records to all machines first, and "
-        "run the shards a second time."
+        f"When all shards have ended, bring their records together on each machine (here: {cache_dir('records')}),\n"
+        "  mergekit-lite records merge FOLDER ...\n"
+        "and run the same shards again: cells further down ask for records too, often by what the first ones say. When "
+        f"no notebook waits any more, or little is left, one machine does the rest:\n  mergekit-lite run {profile}"
     )
 
 
