@@ -26,6 +26,9 @@ LEDGER = "MERGEKIT_LITE_LEDGER"
 SHARD = "MERGEKIT_LITE_SHARD"
 """Environment variable ``i/n``: `study.run` computes shard i of n, counted from 1; `run --shard` sets it."""
 
+ENGINE = "MERGEKIT_LITE_ENGINE"
+"""Environment variable that names what computes cells, see `study.engines`; the runner sets it for its notebooks."""
+
 VARIABLE = "MERGEKIT_LITE_CACHE"
 
 PATIENCE = 600.0  # seconds to wait for a lock whose holder may be gone for ever

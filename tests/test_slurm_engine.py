@@ -23,9 +23,9 @@ from mergekit_lite.errors import KitError
 from mergekit_lite.study import Cell, engines
 
 pytest.importorskip("submitit")
-from submitit.core.utils import DelayedSubmission  # noqa: E402 (only where submitit is there)
+from submitit.core.utils import DelayedSubmission
 
-from mergekit_lite.study.engines import slurm, slurm_queues  # noqa: E402
+from mergekit_lite.study.engines import slurm, slurm_queues
 
 TASKS = ("digits", "signs")
 CPU = torch.device("cpu")
@@ -115,8 +115,8 @@ def test_a_job_that_is_lost_twice_is_told_with_its_log_which_is_kept(tmp_path: P
     words = str(caught.value)
     assert words.startswith("1 of 3 cells failed; the other 2 are recorded")
     found = re.search(
-        r"merging digits, signs: Its job was lost twice, the second time as (\d+) \(FAILED\)\. Most often the memory ran "
-        r"out: write memory_gb=\. Else look into its log\. Its log, (\S+), ends with: .+\. What is recorded stays\.",
+        r"merging digits, signs: Its job was lost twice, the second time as (\d+) \(FAILED\)\. Most often the memory "
+        r"ran out: write memory_gb=\. Else look into its log\. Its log, (\S+), ends with: .+\. What is recorded stays\.",
         words,
     )
     assert found
@@ -311,9 +311,9 @@ def test_options_that_cannot_be_are_said_before_anything_is_submitted(
 
 
 def test_no_gpus_for_a_suite_on_one_are_refused() -> None:
-    with pytest.raises(KitError, match="asked for gpus=0, but the suite is on a GPU"):
-        with slurm.engine(torch.device("cuda"), gpus="0", local="yes"):
-            pass
+    refused = pytest.raises(KitError, match="asked for gpus=0, but the suite is on a GPU")
+    with refused, slurm.engine(torch.device("cuda"), gpus="0", local="yes"):
+        pass
 
 
 def test_a_signal_starts_a_cell_again_unless_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,18 +53,27 @@ def run(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Compute the Ith of N shares of the cells, and stop there.")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What computes the cells: processes, ray, or slurm, with options behind it; by default what the "
+            "variable MERGEKIT_LITE_ENGINE names, else `engine:` of the profile, else processes of this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Run a profile's notebooks and write them, with their results, to `build/PROFILE/`.
 
     All parameters are checked before anything runs. What is still valid is not run again. Machines that share no disk
     run a shard each; `mergekit-lite records merge` brings their records together.
 
-    Example: `mergekit-lite run miniature --only eight_tasks`
+    Example: `mergekit-lite run miniature --only eight_tasks`, or on a cluster
+    `mergekit-lite run clip-vit-b-32 --engine "slurm partition=gpu minutes=240"`
     """
     from mergekit_lite.pipeline import profiles, runner
 
     root = profiles.find_root()
-    for path in runner.run_profile(profiles.load(profile, root), root, only, force, shard=shard):
+    for path in runner.run_profile(profiles.load(profile, root), root, only, force, shard=shard, engine=engine):
         typer.echo(path.relative_to(root))
 
 

@@ -16,6 +16,7 @@ from mergekit_lite.cache import VARIABLE, cache_dir, existing
 from mergekit_lite.pipeline import profiles
 from mergekit_lite.pipeline.doctor.named import named_tasks
 from mergekit_lite.pipeline.doctor.own_suite import show_suite
+from mergekit_lite.study.engines import installed
 from mergekit_lite.suites.clip.looking import only_looking
 from mergekit_lite.workers import cores
 
@@ -86,6 +87,7 @@ def _machine() -> Iterator[tuple[str, str]]:
         yield "GPU", f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
     if not torch.cuda.device_count():
         yield "GPU", "none that torch can use"
+    yield "engines", "; ".join(f"{name}: {state}" for name, state in installed().items())
     yield "cache", f"{cache} (set {VARIABLE} to move it)"
     yield "disk", f"{shutil.disk_usage(existing(cache)).free / GIB:.1f} GiB free at the cache"
 

@@ -9,13 +9,15 @@ import importlib.util
 import os
 import shlex
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from mergekit_lite.cache import ENGINE
 from mergekit_lite.errors import KitError, shown, suggestion
 
-VARIABLE = "MERGEKIT_LITE_ENGINE"
+VARIABLE = ENGINE
 """Environment variable that names the engine where `study.run` is not told one: ``ray address=auto``."""
 
 
@@ -48,14 +50,20 @@ class _Known(NamedTuple):
     module: str
     package: str  # that it needs, and the extra of the kit that brings it
     extra: str
+    options: tuple[str, ...]  # as its module says, which need not be imported to check them
 
 
 PROCESSES = "processes"
 """The default: one process per core, or per GPU, of this machine."""
 
 _KNOWN = {
-    "ray": _Known("mergekit_lite.study.engines.ray_cluster", "ray", "ray"),
-    "slurm": _Known("mergekit_lite.study.engines.slurm", "submitit", "slurm"),
+    "ray": _Known(
+        "mergekit_lite.study.engines.ray_cluster", "ray", "ray", ("address", "cpus", "gpus", "retries", "patience")
+    ),
+    "slurm": _Known(
+        *("mergekit_lite.study.engines.slurm", "submitit", "slurm"),
+        ("partition", "minutes", "gpus", "account", "memory_gb", "cpus", "at_once", "local"),
+    ),
 }
 
 
@@ -82,24 +90,27 @@ def names() -> tuple[str, ...]:
     return (PROCESSES, *_KNOWN)
 
 
-def check_engine(text: str) -> str:
-    """Check that an engine can be had under ``NAME key=value ...``, without starting anything, and return its name.
+def installed() -> dict[str, str]:
+    """Return for each known engine which version of the package behind it is installed, or how to install it."""
+    found = {PROCESSES: "here"}
+    for name, known in _KNOWN.items():
+        there = importlib.util.find_spec(known.package) is not None
+        found[name] = f"{known.package} {version(known.package)}" if there else _to_install(known)
+    return found
+
+
+def check_named(text: str) -> str:
+    """Check that ``NAME key=value ...`` names an engine and options that it has, installed or not; return its name.
 
     Raises:
-        KitError: it has another form, no engine has that name or such an option, or its package is not installed.
+        KitError: it has another form, or no engine has that name or such an option.
     """
     name, options = _parsed(text)
     if name == PROCESSES:
         if options:
             raise KitError(f"The engine '{PROCESSES}' has no options. Leave {', '.join(options)} out.")
         return name
-    known = _KNOWN[name]
-    if importlib.util.find_spec(known.package) is None:
-        raise KitError(
-            f"The engine '{name}' needs the package {known.package}, which is not installed: "
-            f'pip install "mergekit-lite[{known.extra}]".'
-        )
-    wanted: tuple[str, ...] = importlib.import_module(known.module).OPTIONS
+    wanted = _KNOWN[name].options
     for option in options:
         if option not in wanted:
             raise KitError(
@@ -107,6 +118,25 @@ def check_engine(text: str) -> str:
                 f"Options: {', '.join(wanted)}."
             )
     return name
+
+
+def check_engine(text: str) -> str:
+    """Check that an engine can be had under ``NAME key=value ...``, without starting anything, and return its name.
+
+    Raises:
+        KitError: see `check_named`; or its package is not installed.
+    """
+    name = check_named(text)
+    if name != PROCESSES and importlib.util.find_spec(_KNOWN[name].package) is None:
+        known = _KNOWN[name]
+        raise KitError(
+            f"The engine '{name}' needs the package {known.package}, which is not installed: {_to_install(known)}."
+        )
+    return name
+
+
+def _to_install(known: _Known) -> str:
+    return f'pip install "mergekit-lite[{known.extra}]"'
 
 
 def engine_called(text: str | Engine, device: torch.device) -> AbstractContextManager[Engine]:
