@@ -5,8 +5,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,20 @@ def execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped
         with suppress(OSError):
             ledger.unlink(missing_ok=True)
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def for_kernels(variable: str, value: str | None) -> Iterator[None]:
+    """Set a variable of the environment, which kernels inherit, unless `value` is None; it is as before afterwards."""
+    before = os.environ.get(variable)
+    try:
+        if value is not None:
+            os.environ[variable] = value
+        yield
+    finally:
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _moved(partial: Path, failed: Path) -> bool:

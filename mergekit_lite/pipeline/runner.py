@@ -8,8 +8,8 @@ import math
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ import nbformat
 
 from mergekit_lite.cache import ENGINE, SHARD, cache_dir, content_hash, file_digest
 from mergekit_lite.errors import KitError, shown, suggestion
-from mergekit_lite.pipeline.execution import Failed, ShareDone, execute
+from mergekit_lite.pipeline.execution import Failed, ShareDone, execute, for_kernels
 from mergekit_lite.pipeline.profiles import Profile
 from mergekit_lite.syntax import dumped, plain
 
@@ -103,7 +103,7 @@ def run_profile(
         print(f"{name}: running{f' with {given}' if given else ''}", flush=True)
         stamped = {"profile": profile.name, "stamp": stamp(template, checked[name], library)}
         try:
-            with _for_kernels(SHARD, shard), _for_kernels(ENGINE, engine):
+            with for_kernels(SHARD, shard), for_kernels(ENGINE, engine):
                 seconds = execute(template, target, checked[name], stamped)
             print(f"{name}: done in {seconds:.0f} s", flush=True)
         except ShareDone as done:
@@ -129,20 +129,6 @@ def _what_next(profile: str, waiting: list[str], shard: str) -> str:
         "and run the same shards again: cells further down ask for records too, often by what the first ones say. When "
         f"no notebook waits any more, or little is left, one machine does the rest:\n  mergekit-lite run {profile}"
     )
-
-
-@contextmanager
-def _for_kernels(variable: str, value: str | None) -> Iterator[None]:
-    """Set a variable of the environment, which kernels inherit, unless `value` is None; it is as before afterwards."""
-    before = os.environ.get(variable)
-    try:
-        if value is not None:
-            os.environ[variable] = value
-        yield
-    finally:
-        os.environ.pop(variable, None)
-        if before is not None:
-            os.environ[variable] = before
 
 
 def _told(failures: Mapping[str, Failed], asked: int, profile: str) -> str:
