@@ -4,11 +4,11 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit_lite.cache import Held, check_writable, locked, written_whole
+from mergekit_lite.cache import check_writable, written_whole
 from mergekit_lite.errors import KitError, shown
 from mergekit_lite.pipeline.promotion import OF_ONE_RUN
 
@@ -28,17 +28,15 @@ class Gathered:
     same: int = 0
     refused: int = 0
     damaged: int = 0
-    under_way: int = 0
 
     @property
     def whole(self) -> bool:
         """Whether nothing was left out."""
-        return not (self.refused or self.damaged or self.under_way)
+        return not (self.refused or self.damaged)
 
     def __str__(self) -> str:
         """Return the numbers in a line."""
-        words = {"same": "the same", "under_way": "under way"}
-        return ", ".join(f"{number} {words.get(name, name)}" for name, number in asdict(self).items())
+        return f"{self.new} new, {self.same} the same, {self.refused} refused, {self.damaged} damaged"
 
 
 def gather(folders: Sequence[Path], target: Path) -> Gathered:
@@ -107,14 +105,9 @@ def _bring(found: "list[tuple[Path, Record]]", place: Path, gathered: Gathered) 
             )
             return
     first = min(every, key=lambda one: (one[1].provenance.started, one[1].model_dump_json()))[0]
-    try:
-        if first != place:
-            with locked(place, wait=False), written_whole(place) as temporary:
-                shutil.copyfile(first, temporary)
-    except Held:
-        gathered.under_way += 1
-        print(f"{place} is being computed by another run; merge again when that has ended.", flush=True)
-        return
+    if first != place:  # no lock: a run that has this cell under way writes the same over it
+        with written_whole(place) as temporary:
+            shutil.copyfile(first, temporary)
     if isinstance(here, str):
         print(f"{place} was damaged ({here}) and is replaced.", flush=True)
     gathered.same += isinstance(here, Record)
