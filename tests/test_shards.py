@@ -55,9 +55,10 @@ def suite() -> "Suite":
 def plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(SHARD, raising=False)
     monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
-    # A notebook's kernel finds the tests' modules; and nobody waits for open_clip.
+    # A notebook's kernel finds the tests' modules; nobody waits for open_clip, or for hashes.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
     monkeypatch.setattr(runner, "_check_suites", lambda profile, named: None)
+    monkeypatch.setattr(runner, "library_hash", lambda: "today's")
 
 
 # --- shares -----------------------------------------------------------------------------------------------------------
