@@ -2,18 +2,26 @@
 
 Called under the name of a command. Below the folder ``FAKE_SLURM`` lie scripts/JOB.sh as submitted, calls (a line per
 command), states/JOB_INDEX (state, and the process), and ``refuse``, whose text sbatch says when it exists.
+``FAKE_NODE`` is the socket of a process that starts jobs at once, as torch is loaded there.
 """
 
+import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-COMMANDS = ("sbatch", "srun", "sacct", "squeue", "scancel", "scontrol")
+submission: Any = None  # of submitit, in a node
+
+COMMANDS = ("sbatch", "srun", "sacct", "squeue", "scancel", "scontrol", "python")
 
 
 def install(folder: Path, commands: tuple[str, ...] = COMMANDS) -> Path:
@@ -91,12 +99,81 @@ def run(folder: Path, at_once: str, *indices: str) -> None:
 def srun(folder: Path, *arguments: str) -> None:
     words = list(arguments)
     job, index = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    logs = dict[str, str]()
     while words[0].startswith("--"):
         option = words.pop(0)
         if option in ("--output", "--error"):
             path = words.pop(0).replace("%A", job).replace("%a", index).replace("%j", job).replace("%t", "0")
-            os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 1 if option == "--output" else 2)
+            logs[option] = path
+    if "FAKE_NODE" in os.environ:
+        on_node(words[-1], *logs.values())
+    for path, number in zip(logs.values(), (1, 2), strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
     os.execvp(words[0], words)
+
+
+def on_node(folder: str, *logs: str) -> None:
+    asked = {"environment": dict(os.environ), "folder": folder, "logs": logs}
+    with socket.socket(socket.AF_UNIX) as there:
+        there.connect(os.environ["FAKE_NODE"])
+        there.sendall(json.dumps(asked).encode() + b"\n")
+        with suppress(KeyboardInterrupt):
+            sys.exit(int(there.recv(16) or b"1"))
+
+
+def python(folder: Path, *arguments: str) -> None:
+    """Be the Python of submitit's local executor."""
+    on_node(arguments[-1], *(os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)))
+
+
+def node(folder: Path) -> None:
+    """Start jobs, each as a process of its own."""
+    global submission
+    from submitit.core import submission
+
+    import mergekit_lite.study.engines.elsewhere  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as server:
+        place = Path(os.environ["FAKE_NODE"])
+        server.bind(str(place.with_name("starting")))
+        server.listen(64)
+        place.with_name("starting").rename(place)
+        while True:
+            connection, _ = server.accept()
+            if os.fork() == 0:
+                serve(connection)
+            connection.close()
+
+
+def serve(connection: socket.socket) -> None:
+    """Run one job, as long as who asked for it lives."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    asked = json.loads(connection.makefile().readline())
+    job = os.fork()
+    if job == 0:
+        for path, number in zip(asked["logs"], (1, 2), strict=True):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        code = 1
+        try:
+            submission.process_job(asked["folder"])
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code & 255)
+    while True:
+        ended, status = os.waitpid(job, os.WNOHANG)
+        if ended:
+            connection.sendall(str(os.waitstatus_to_exitcode(status) & 255).encode())
+            os._exit(0)
+        if select.select([connection], [], [], 0.02)[0]:  # who asked was killed
+            with suppress(ProcessLookupError):
+                os.kill(job, signal.SIGKILL)
 
 
 def listed(folder: Path) -> dict[str, str]:

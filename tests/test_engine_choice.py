@@ -53,7 +53,12 @@ def test_an_option_goes_before_the_variable_and_that_before_the_profile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = list[str | None]()
-    monkeypatch.setattr(runner, "execute", lambda *arguments: seen.append(os.environ.get(ENGINE)) or 0.0)
+
+    def execute(*_: object) -> float:
+        seen.append(os.environ.get(ENGINE))
+        return 0.0
+
+    monkeypatch.setattr(runner, "execute", execute)
     monkeypatch.delenv(ENGINE, raising=False)
     if variable is not None:
         monkeypatch.setenv(ENGINE, variable)
@@ -149,4 +154,4 @@ def test_doctor_says_which_engines_are_there(cache: Path) -> None:
 def test_the_help_tells_which_choice_wins() -> None:
     help_text = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
     told = " ".join(help_text.replace("│", " ").split())
-    assert "by default what the variable MERGEKIT_LITE_ENGINE names, else `engine:` of the profile" in told
+    assert "by default what the variable MERGEKIT_LITE_ENGINE names, else engine: of the profile" in told

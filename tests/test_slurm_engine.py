@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mergekit_lite.study import Cell, engines
 
 pytest.importorskip("submitit")
 from submitit.core.utils import DelayedSubmission
+from submitit.local.local import LocalExecutor
 
 from mergekit_lite.study.engines import slurm, slurm_queues
 
@@ -47,6 +49,31 @@ def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(slurm_queues.Cluster, "between", 0.05)
     monkeypatch.setattr(slurm_queues.Cluster, "patience", lambda self, state: 0.5)
     return folder
+
+
+@pytest.fixture(scope="module")
+def started_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("node")
+    commands = fake_slurm.install(folder)
+    place = folder / "node"
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "FAKE_SLURM": str(folder), "FAKE_NODE": str(place)}
+    command = [sys.executable, str(Path(fake_slurm.__file__)), "node"]
+    with subprocess.Popen(command, env=os.environ | environment) as process:
+        deadline = time.monotonic() + 60
+        while not place.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        yield commands
+        process.kill()
+
+
+@pytest.fixture
+def node(started_node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let jobs begin at once, on a node where torch is loaded: a job takes seconds for that, which is not tested."""
+    monkeypatch.setenv("FAKE_NODE", str(started_node.parent / "node"))
+    monkeypatch.setenv("FAKE_PYTHON", str(started_node / "python"))
+    monkeypatch.setattr(slurm_queues, "LocalExecutor", partial(LocalExecutor, python=str(started_node / "python")))
+    if "FAKE_SLURM" not in os.environ:
+        monkeypatch.setenv("FAKE_SLURM", str(started_node.parent))
 
 
 def cells(count: int, **more: Any) -> dict[int, Cell]:
@@ -91,6 +118,7 @@ def job_folders() -> list[Path]:
 # --- processes of this machine -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("node")
 def test_a_killed_job_costs_nothing_but_what_it_had_under_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,14 +129,15 @@ def test_a_killed_job_costs_nothing_but_what_it_had_under_way(
     killer.join(1)
     assert not killer.is_alive()
     times = Counter(seconds for _, seconds in lines(log))
-    assert answers(found) == answers(study.run(suite, asked, folder=tmp_path / "plain"))
+    assert answers(found) == answers(study.run(suite, asked, folder=tmp_path / "plain", workers=1))
     assert sorted(times.values()) == [1] * 11 + [2]
     assert re.search(r"Job \d+ was lost \(FAILED\): its cell is submitted once more\.", capsys.readouterr().out)
     assert not job_folders()
 
 
+@pytest.mark.usefixtures("node")
 def test_a_job_that_is_lost_twice_is_told_with_its_log_which_is_kept(tmp_path: Path) -> None:
-    asked = {**cells(2), "bad": Cell(method="slow_average", parameters={"fail": "exit"}, pool=TASKS, evaluate=TASKS)}
+    asked = [*cells(2).values(), *cells(1, fail="exit").values()]
     with pytest.raises(KitError) as caught:
         study.run(fakes.fake_suite(), asked, folder=tmp_path, engine="slurm local=yes")
     (kept,) = job_folders()
@@ -116,7 +145,7 @@ def test_a_job_that_is_lost_twice_is_told_with_its_log_which_is_kept(tmp_path: P
     assert words.startswith("1 of 3 cells failed; the other 2 are recorded")
     found = re.search(
         r"merging digits, signs: Its job was lost twice, the second time as (\d+) \(FAILED\)\. Most often the memory "
-        r"ran out: write memory_gb=\. Else look into its log\. Its log, (\S+), ends with: .+\. What is recorded stays\.",
+        r"ran out: write memory_gb=\. Else look into its log\. Its log, (\S+), ends with: .+\. What is recorded",
         words,
     )
     assert found
@@ -133,6 +162,7 @@ def test_what_a_cell_did_wrong_is_not_tried_again(tmp_path: Path) -> None:
     assert not job_folders()
 
 
+@pytest.mark.usefixtures("node")
 def test_no_more_jobs_run_at_once_than_asked(tmp_path: Path) -> None:
     running = list[int]()
     with engines.engine_called("slurm local=yes at_once=1", CPU) as engine:
@@ -147,7 +177,8 @@ def test_no_more_jobs_run_at_once_than_asked(tmp_path: Path) -> None:
 def interrupted(tmp_path: Path, engine: str) -> int:
     """Interrupt a run of 40 cells, and return how many had begun when it ended."""
     code = (
-        "import test_slurm_engine as this\nfrom pathlib import Path\n"
+        "import test_slurm_engine as this\nfrom pathlib import Path\nfrom functools import partial\n"
+        f"this.slurm_queues.LocalExecutor = partial(this.LocalExecutor, python={os.environ['FAKE_PYTHON']!r})\n"
         f"this.study.run(this.fakes.fake_suite(), this.cells(40, log={str(tmp_path / 'log')!r}), "
         f"folder=Path({str(tmp_path / 'records')!r}), engine={engine!r})\n"
     )
@@ -159,12 +190,13 @@ def interrupted(tmp_path: Path, engine: str) -> int:
     _, words = run.communicate(timeout=60)
     assert "KeyboardInterrupt" in words
     started = len(lines(tmp_path / "log"))
-    time.sleep(2)
+    time.sleep(1)
     assert len(lines(tmp_path / "log")) == started
     assert not job_folders()
     return started
 
 
+@pytest.mark.usefixtures("node")
 def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
     assert 3 <= interrupted(tmp_path, "slurm local=yes") < 40
 
@@ -172,13 +204,14 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
 # --- through sbatch ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("node")
 def test_missing_cells_become_one_array_with_what_was_asked_for(scheduler: Path, tmp_path: Path) -> None:
     log, suite = tmp_path / "log", fakes.fake_suite()
     asked = cells(12, log=str(log))
     before = study.run(suite, {number: asked[number] for number in (0, 1)}, folder=tmp_path / "there", workers=1)
     text = "slurm partition=long minutes=240 account=vision memory_gb=12 cpus=2 at_once=6"
     found = study.run(suite, asked, folder=tmp_path / "there", engine=text)
-    assert answers(found) == answers(study.run(suite, asked, folder=tmp_path / "plain"))
+    assert answers(found) == answers(study.run(suite, asked, folder=tmp_path / "plain", workers=1))
     assert found[0] == before[0]
     assert sorted(Counter(seconds for _, seconds in lines(log)).values()) == [2] * 12  # here, and plain
     prepared, computed = sorted((scheduler / "scripts").iterdir())
@@ -207,6 +240,7 @@ def test_missing_cells_become_one_array_with_what_was_asked_for(scheduler: Path,
     assert not job_folders()
 
 
+@pytest.mark.usefixtures("node")
 def test_jobs_that_are_killed_preempted_or_refused_by_accounting_come_back(
     scheduler: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,19 +254,21 @@ def test_jobs_that_are_killed_preempted_or_refused_by_accounting_come_back(
     for one in losses:
         one.join(1)
         assert not one.is_alive()
-    assert answers(found) == answers(study.run(suite, asked, folder=tmp_path / "plain"))
+    assert answers(found) == answers(study.run(suite, asked, folder=tmp_path / "plain", workers=1))
     times = Counter(seconds for _, seconds in lines(log))
     assert sorted(times.values()) == [2] * 10 + [3, 3]  # the plain run is one of them
     assert "scontrol requeue" in (scheduler / "calls").read_text()
     assert capsys.readouterr().out.count("was lost (FAILED)") == 1
 
 
+@pytest.mark.usefixtures("node")
 def test_an_interrupt_cancels_the_array_with_one_call(scheduler: Path, tmp_path: Path) -> None:
     assert 3 <= interrupted(tmp_path, "slurm") < 40
     calls = (scheduler / "calls").read_text().splitlines()
     assert [line for line in calls if line.startswith("scancel")] == ["scancel 101"]
 
 
+@pytest.mark.usefixtures("node")
 def test_gpus_are_asked_for_where_the_suite_is_on_one(scheduler: Path) -> None:
     with engines.engine_called("slurm partition=gpu", torch.device("cuda")) as engine:
         engine.submit(os.getpid).result()
@@ -240,6 +276,7 @@ def test_gpus_are_asked_for_where_the_suite_is_on_one(scheduler: Path) -> None:
     assert "#SBATCH --gpus-per-node=1\n" in script.read_text()
 
 
+@pytest.mark.usefixtures("node")
 def test_more_jobs_than_an_array_may_have_become_several(scheduler: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm_queues, "ARRAY", 2)
     with slurm.engine(CPU, at_once="4") as engine:
@@ -258,6 +295,7 @@ def test_what_sbatch_refuses_is_told(scheduler: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accounts", [True, False])
+@pytest.mark.usefixtures("node")
 def test_a_job_that_somebody_cancelled_is_told_and_not_submitted_again(
     accounts: bool, scheduler: Path, tmp_path: Path
 ) -> None:
@@ -339,7 +377,11 @@ def test_a_signal_starts_a_cell_again_unless_its_time_is_up(monkeypatch: pytest.
 )
 def test_the_words_for_a_lost_job_depend_on_how_it_ended(state: str, words: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert "do the nodes see" in slurm_queues.lost_words(state, "7", log, retried=False)
+    blind = slurm_queues.lost_words(state, "7", log, retried=False)
+    assert "It left no log." in blind
+    assert (f"Do the nodes see {tmp_path}? If not, put the cache on a disk that they share" in blind) == (
+        state == "NODE_FAIL"
+    )
     log.write_text("first\nslurmstepd: error\n")
     told = slurm_queues.lost_words(state, "7", log, retried=False)
     assert re.search(words, told)

@@ -70,11 +70,16 @@ class Task:
         self._ended: float | None = None  # when the scheduler said so first, without a result to be seen
         self._lost, self._retried = "", False
         self._answer: tuple[str, Any] | None = None
+        self._looked = -1.0  # the look of the queue that this task knows already
 
     def done(self) -> bool:
         """Return whether it has ended, or is given up."""
         if self._answer or self._lost:
             return True
+        looked = self._queue.look()
+        if looked == self._looked:
+            return False
+        self._looked = looked
         if self._queue.has_answer(self):
             self._answer = pickle_load(self.job.paths.result_pickle)
             self.job.paths.result_pickle.unlink(missing_ok=True)
@@ -161,17 +166,20 @@ def engine(device: torch.device, **options: str) -> Iterator[slurm_queues.Queue]
             )
     check_writable(cache_dir("jobs"))
     folder = Path(tempfile.mkdtemp(prefix=time.strftime("%Y-%m-%d-%H%M%S-"), dir=cache_dir("jobs")))
-    again = Again(resources.minutes)
-    if local:
-        processes = resources.at_once or (1 if gpus else cores())
-        queue: slurm_queues.Queue = slurm_queues.Here(folder, Task, again, resources, processes)
-    else:
-        queue = slurm_queues.Cluster(folder, Task, again, resources)
+    again, kept = Again(resources.minutes), False
     try:
-        yield queue
+        if local:
+            processes = resources.at_once or (1 if gpus else cores())
+            queue: slurm_queues.Queue = slurm_queues.Here(folder, Task, again, resources, processes)
+        else:
+            queue = slurm_queues.Cluster(folder, Task, again, resources)
+        try:
+            yield queue
+        finally:
+            queue.close()
+            kept = queue.failed
     finally:
-        queue.close()
-        if not queue.failed:
+        if not kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -107,7 +107,6 @@ class Queue:
 
     def has_answer(self, task: Any) -> bool:
         """Return whether the result of a task lies there."""
-        self._look()
         return task.job is not None and task.job.paths.result_pickle.name in self._seen
 
     def over(self, task: Any, *, failed: bool) -> None:
@@ -131,12 +130,13 @@ class Queue:
     def _cancel(self, jobs: Sequence[Any]) -> None:
         raise NotImplementedError
 
-    def _look(self) -> None:
-        if time.monotonic() - self._looked < self.between:
-            return
-        with suppress(OSError):
-            self._folder.chmod(0o700)  # so NFS asks its server, and does not answer from what it remembers
-        self._seen, self._looked = frozenset(os.listdir(self._folder)), time.monotonic()
+    def look(self) -> float:
+        """Look which results are there, if the last look is long enough ago, and return when that was."""
+        if time.monotonic() - self._looked >= self.between:
+            with suppress(OSError):
+                self._folder.chmod(0o700)  # so NFS asks its server, and does not answer from what it remembers
+            self._seen, self._looked = frozenset(os.listdir(self._folder)), time.monotonic()
+        return self._looked
 
 
 class Cluster(Queue):
@@ -204,7 +204,8 @@ class Cluster(Queue):
     def _cancel(self, jobs: Sequence[Any]) -> None:
         arrays = dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)
         if arrays:
-            subprocess.run(["scancel", *arrays], capture_output=True, check=False, timeout=120)
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(["scancel", *arrays], capture_output=True, check=False, timeout=120)
 
 
 class _Watcher(SlurmInfoWatcher):
@@ -237,7 +238,10 @@ class _Watcher(SlurmInfoWatcher):
 
 
 def _call_fails(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, check=False, timeout=120).returncode != 0
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=120).returncode != 0
+    except subprocess.TimeoutExpired:
+        return True
 
 
 class Here(Queue):
@@ -268,14 +272,15 @@ class Here(Queue):
         return "FAILED" if task.job is not None and task.job.done() else ""
 
     def patience(self, state: str) -> float:
-        """Return 0.5 s: files of this machine are seen at once, but `_look` looks now and then."""
+        """Return 0.5 s: files of this machine are seen at once, but `look` looks now and then."""
         return 0.5
 
-    def _look(self) -> None:
+    def look(self) -> float:
+        """Look which results are there, and start what there is room for."""
         before = self._looked
-        super()._look()
-        if self._looked != before:
+        if super().look() != before:
             self._fill()
+        return self._looked
 
     def _fill(self) -> None:
         self._running = [job for job in self._running if not job.done()]
@@ -297,19 +302,20 @@ class Here(Queue):
 def lost_words(state: str, job: str, log: Path, *, retried: bool) -> str:
     """Return what became of a job that was lost, and what to do."""
     how = f"Its job was lost twice, the second time as {job}" if retried else f"Its job {job} was lost"
-    advice = {
+    more_time = "It needs more time: write minutes=, or twice as many as now."
+    known = {
         "OUT_OF_MEMORY": "Give it more memory: write memory_gb=, or twice as much as now.",
-        "TIMEOUT": "It needs more time: write minutes=, or twice as many as now.",
-        "DEADLINE": "It needs more time: write minutes=, or twice as many as now.",
+        "TIMEOUT": more_time,
+        "DEADLINE": more_time,
         "CANCELLED": "Somebody cancelled it. Run this again when it may run.",
-    }.get(state, "Most often the memory ran out: write memory_gb=. Else look into its log.")
-    if not log.exists():
-        advice = (
-            f"It left no log: do the nodes see {log.parent}? "
-            "If not, put the cache on a disk that they share: MERGEKIT_LITE_CACHE."
-        )
-        said = ""
-    else:
+    }
+    if log.exists():
         last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-        said = f" Its log, {log}, ends with: {last or 'nothing'}."
-    return f"{how} ({state}). {advice}{said} What is recorded stays."
+        said = f"Its log, {log}, ends with: {last or 'nothing'}."
+        unknown = "Most often the memory ran out: write memory_gb=. Else look into its log."
+    else:
+        said = "It left no log."
+        unknown = (
+            f"Do the nodes see {log.parent}? If not, put the cache on a disk that they share: MERGEKIT_LITE_CACHE."
+        )
+    return f"{how} ({state}). {known.get(state, unknown)} {said} What is recorded stays."
