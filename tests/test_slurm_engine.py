@@ -377,12 +377,12 @@ def test_a_signal_starts_a_cell_again_unless_its_time_is_up(monkeypatch: pytest.
 )
 def test_the_words_for_a_lost_job_depend_on_how_it_ended(state: str, words: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    blind = slurm_queues.lost_words(state, "7", log, retried=False)
+    blind = slurm._lost(state, "7", log, retried=False)
     assert "It left no log." in blind
     assert (f"Do the nodes see {tmp_path}? If not, put the cache on a disk that they share" in blind) == (
         state == "NODE_FAIL"
     )
     log.write_text("first\nslurmstepd: error\n")
-    told = slurm_queues.lost_words(state, "7", log, retried=False)
+    told = slurm._lost(state, "7", log, retried=False)
     assert re.search(words, told)
     assert f"Its log, {log}, ends with: slurmstepd: error." in told

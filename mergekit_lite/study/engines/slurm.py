@@ -115,7 +115,7 @@ class Task:
             time.sleep(0.1)
         log = self.job.paths.stderr
         if self._answer is None:
-            raise KitError(slurm_queues.lost_words(self._lost, self.job.job_id, log, retried=self._retried))
+            raise KitError(_lost(self._lost, self.job.job_id, log, retried=self._retried))
         how, answer = self._answer
         if how != "success":
             last = str(answer).strip().rpartition("\n")[2]
@@ -128,6 +128,28 @@ class Task:
     def cancel(self) -> None:
         """Have it cancelled, together with all others of which nobody waits for any."""
         self._queue.drop(self)
+
+
+def _lost(state: str, job: str, log: Path, *, retried: bool) -> str:
+    """Return what became of a job that was lost, and what to do."""
+    how = f"Its job was lost twice, the second time as {job}" if retried else f"Its job {job} was lost"
+    more_time = "It needs more time: write minutes=, or twice as many as now."
+    known = {
+        "OUT_OF_MEMORY": "Give it more memory: write memory_gb=, or twice as much as now.",
+        "TIMEOUT": more_time,
+        "DEADLINE": more_time,
+        "CANCELLED": "Somebody cancelled it. Run this again when it may run.",
+    }
+    if log.exists():
+        last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        said = f"Its log, {log}, ends with: {last or 'nothing'}."
+        unknown = "Most often the memory ran out: write memory_gb=. Else look into its log."
+    else:
+        said = "It left no log."
+        unknown = (
+            f"Do the nodes see {log.parent}? If not, put the cache on a disk that they share: MERGEKIT_LITE_CACHE."
+        )
+    return f"{how} ({state}). {known.get(state, unknown)} {said} What is recorded stays."
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What holds SLURM jobs: submits them, looks after all of them at once, and says what became of those that are lost."""
+"""What holds SLURM jobs: submits them, looks after all of them at once, and cancels what nobody waits for."""
 
 import getpass
 import os
@@ -297,25 +297,3 @@ class Here(Queue):
         deadline = time.monotonic() + 5
         while not all(job.done() for job in jobs) and time.monotonic() < deadline:
             time.sleep(0.05)
-
-
-def lost_words(state: str, job: str, log: Path, *, retried: bool) -> str:
-    """Return what became of a job that was lost, and what to do."""
-    how = f"Its job was lost twice, the second time as {job}" if retried else f"Its job {job} was lost"
-    more_time = "It needs more time: write minutes=, or twice as many as now."
-    known = {
-        "OUT_OF_MEMORY": "Give it more memory: write memory_gb=, or twice as much as now.",
-        "TIMEOUT": more_time,
-        "DEADLINE": more_time,
-        "CANCELLED": "Somebody cancelled it. Run this again when it may run.",
-    }
-    if log.exists():
-        last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
-        said = f"Its log, {log}, ends with: {last or 'nothing'}."
-        unknown = "Most often the memory ran out: write memory_gb=. Else look into its log."
-    else:
-        said = "It left no log."
-        unknown = (
-            f"Do the nodes see {log.parent}? If not, put the cache on a disk that they share: MERGEKIT_LITE_CACHE."
-        )
-    return f"{how} ({state}). {known.get(state, unknown)} {said} What is recorded stays."
