@@ -17,6 +17,7 @@ import fake_slurm
 import fakes
 import pytest
 import torch
+from projects import write_notebook, write_profile
 
 from mergekit_lite import study
 from mergekit_lite.cache import cache_dir
@@ -154,6 +155,7 @@ def test_a_job_that_is_lost_twice_is_told_with_its_log_which_is_kept(tmp_path: P
     assert len(list(tmp_path.glob("*.json"))) == 2
 
 
+@pytest.mark.usefixtures("node")
 def test_what_a_cell_did_wrong_is_not_tried_again(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with pytest.raises(KitError, match=r"ZeroDivisionError: nothing to divide by \(on "):
@@ -174,13 +176,13 @@ def test_no_more_jobs_run_at_once_than_asked(tmp_path: Path) -> None:
     assert max(running) == 1
 
 
-def interrupted(tmp_path: Path, engine: str) -> int:
-    """Interrupt a run of 40 cells, and return how many had begun when it ended."""
+@pytest.mark.usefixtures("node")
+def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
     code = (
         "import test_slurm_engine as this\nfrom pathlib import Path\nfrom functools import partial\n"
         f"this.slurm_queues.LocalExecutor = partial(this.LocalExecutor, python={os.environ['FAKE_PYTHON']!r})\n"
         f"this.study.run(this.fakes.fake_suite(), this.cells(40, log={str(tmp_path / 'log')!r}), "
-        f"folder=Path({str(tmp_path / 'records')!r}), engine={engine!r})\n"
+        f"folder=Path({str(tmp_path / 'records')!r}), engine='slurm local=yes')\n"
     )
     run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -193,12 +195,7 @@ def interrupted(tmp_path: Path, engine: str) -> int:
     time.sleep(1)
     assert len(lines(tmp_path / "log")) == started
     assert not job_folders()
-    return started
-
-
-@pytest.mark.usefixtures("node")
-def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
-    assert 3 <= interrupted(tmp_path, "slurm local=yes") < 40
+    assert 3 <= started < 40
 
 
 # --- through sbatch ------------------------------------------------------------------------------------------------
@@ -262,10 +259,26 @@ def test_jobs_that_are_killed_preempted_or_refused_by_accounting_come_back(
 
 
 @pytest.mark.usefixtures("node")
-def test_an_interrupt_cancels_the_array_with_one_call(scheduler: Path, tmp_path: Path) -> None:
-    assert 3 <= interrupted(tmp_path, "slurm") < 40
+def test_an_interrupt_of_a_run_cancels_what_its_notebook_submitted(scheduler: Path, tmp_path: Path) -> None:
+    root, log = tmp_path / "project", tmp_path / "log"
+    study_of_many = (
+        "import test_slurm_engine as this\nfrom pathlib import Path\n"
+        f"this.study.run(this.fakes.fake_suite(), this.cells(40, log={str(log)!r}))"
+    )
+    write_notebook(root, "one", study_of_many, parameters=None)
+    write_profile(root, one={})
+    command = [sys.executable, "-c", "from mergekit_lite.cli import app; app()", "run", "short", "--engine", "slurm"]
+    run = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(lines(log)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does; the kernel is in a group of its own, and is told by Jupyter
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    time.sleep(1)
     calls = (scheduler / "calls").read_text().splitlines()
     assert [line for line in calls if line.startswith("scancel")] == ["scancel 101"]
+    assert not job_folders()
 
 
 @pytest.mark.usefixtures("node")
@@ -292,6 +305,31 @@ def test_what_sbatch_refuses_is_told(scheduler: Path, tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"SLURM refused 2 jobs: sbatch: error: invalid partition .*: gup\. Look at"):
         study.run(fakes.fake_suite(), cells(2), folder=tmp_path / "there", engine="slurm partition=gup")
     assert not job_folders()
+
+
+@pytest.mark.usefixtures("node")
+def test_preempted_jobs_are_submitted_again_and_again_and_suspended_ones_are_waited_for(scheduler: Path) -> None:
+    def set_state(job: str, state: str) -> None:
+        while not lines(scheduler / "states" / job) or lines(scheduler / "states" / job)[0][0] != "RUNNING":
+            time.sleep(0.02)
+        _, pid = fake_slurm.state_of(scheduler / "states" / job)
+        fake_slurm.note(scheduler / "states" / job, state, pid)
+        if state == "PREEMPTED":
+            os.killpg(pid, signal.SIGKILL)
+
+    with slurm.engine(CPU) as engine:
+        handle = engine.submit(time.sleep, 60)
+        for job in ("100", "101"):
+            set_state(job, "PREEMPTED")
+            while handle.job.job_id == job:
+                assert not handle.done()
+                time.sleep(0.02)
+        set_state("102", "SUSPENDED")
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            assert not handle.done()
+            time.sleep(0.02)
+        assert handle.job.job_id == "102"
 
 
 @pytest.mark.parametrize("accounts", [True, False])

@@ -204,8 +204,9 @@ class Cluster(Queue):
     def _cancel(self, jobs: Sequence[Any]) -> None:
         arrays = dict.fromkeys(job.job_id.partition("_")[0] for job in jobs)
         if arrays:
-            with suppress(subprocess.TimeoutExpired):
-                subprocess.run(["scancel", *arrays], capture_output=True, check=False, timeout=120)
+            # In the background of a shell that ends at once: after Ctrl-C, a notebook's kernel ends all its children.
+            detached = ["sh", "-c", '"$@" </dev/null >/dev/null 2>&1 &', "sh", "scancel", *arrays]
+            subprocess.run(detached, check=False, start_new_session=True)
 
 
 class _Watcher(SlurmInfoWatcher):
