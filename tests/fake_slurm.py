@@ -183,7 +183,8 @@ def listed(folder: Path) -> dict[str, str]:
 def sacct(folder: Path, *arguments: str) -> None:
     print("JobID|State|NodeList")
     for job, state in listed(folder).items():
-        print(f"{job}|{state}{' by 1000' if state == 'CANCELLED' else ''}|node1")
+        if job.partition("_")[0] in arguments:
+            print(f"{job}|{state}{' by 1000' if state == 'CANCELLED' else ''}|node1")
 
 
 def squeue(folder: Path, *arguments: str) -> None:

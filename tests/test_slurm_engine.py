@@ -325,11 +325,17 @@ def test_preempted_jobs_are_submitted_again_and_again_and_suspended_ones_are_wai
                 assert not handle.done()
                 time.sleep(0.02)
         set_state("102", "SUSPENDED")
-        until = time.monotonic() + 3
+        until = time.monotonic() + 2.5
         while time.monotonic() < until:
             assert not handle.done()
             time.sleep(0.02)
         assert handle.job.job_id == "102"
+        fake_slurm.note(scheduler / "states" / "102", "NODE_FAIL", fake_slurm.state_of(scheduler / "states" / "102")[1])
+        until = time.monotonic() + 15
+        while handle.job.job_id == "102" and time.monotonic() < until:
+            assert not handle.done()
+            time.sleep(0.02)
+        assert handle.job.job_id == "103"
 
 
 @pytest.mark.parametrize("accounts", [True, False])
