@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,19 @@ def workers(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of a SLURM whose jobs run here, two at a time, and whose files are looked at all the time."""
+def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield the folder of a SLURM whose jobs run here, two at a time, and whose files are looked at all the time."""
     folder = tmp_path / "slurm"
     commands = fake_slurm.install(folder)
     monkeypatch.setenv("FAKE_SLURM", str(folder))
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(slurm_queues.Cluster, "between", 0.05)
     monkeypatch.setattr(slurm_queues.Cluster, "patience", lambda self, state: 0.5)
-    return folder
+    yield folder
+    for _, pid in map(fake_slurm.state_of, (folder / "states").glob("[0-9]*")):
+        with suppress(ProcessLookupError):
+            if pid:
+                os.killpg(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
