@@ -89,7 +89,7 @@ def engine(device: torch.device, **options: str) -> Iterator[Cluster]:
     cpus, retries = _number(options, "cpus", 1), int(_number(options, "retries", 3))
     was_there = ray.is_initialized()
     if not was_there:
-        _connect(options.get("address") or os.environ.get("RAY_ADDRESS"), _number(options, "patience", 20))
+        _connect(options.get("address") or os.environ.get("RAY_ADDRESS") or "local", _number(options, "patience", 20))
     try:
         _check_room(cpus, gpus)
         yield Cluster(cpus, gpus, retries)
@@ -98,8 +98,8 @@ def engine(device: torch.device, **options: str) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def _connect(address: str | None, patience: float) -> None:
-    if address and address not in ("auto", "local"):
+def _connect(address: str, patience: float) -> None:
+    if address not in ("auto", "local"):
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
             if not (host and port.isdecimal()):
@@ -115,14 +115,14 @@ def _connect(address: str | None, patience: float) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            include_dashboard=False if not address or address == "local" else None,
+            include_dashboard=False if address == "local" else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         with suppress(Exception):
             ray.shutdown()
         first = str(error).strip().partition("\n")[0]
         raise KitError(
-            f"No Ray cluster can be had at {shown(address or 'this machine')} ({first}). Start its head with "
+            f"No Ray cluster can be had at {shown(address)} ({first}). Start its head with "
             "`ray start --head`, or leave the address out to start one here."
         ) from error
 
