@@ -36,8 +36,8 @@ CPU = torch.device("cpu")
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Yield a cluster of two nodes with a CPU each, whose workers can import what these tests can."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    found = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    found: Any = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     found.second = found.add_node(**node)
     found.wait_for_nodes()
     yield found
@@ -97,12 +97,15 @@ def test_lost_workers_and_nodes_cost_nothing_but_what_they_had_under_way(cluster
 def test_workers_that_do_not_see_the_folder_of_records_send_them_back(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in two containers: the path of the driver's folder leads elsewhere in a worker, whose own folder is another."""
+    """As in two containers: the path of the driver's folder leads elsewhere in a worker."""
     suite, written = fakes.fake_suite(), list[Path]()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        elsewhere, "write_record", lambda record, path: (written.append(path), write_record(record, path))[1]
-    )
+
+    def write(record: study.Record, path: Path) -> study.Record:
+        written.append(path)
+        return write_record(record, path)
+
+    monkeypatch.setattr(elsewhere, "write_record", write)
     found = study.run(suite, cells(3), folder=Path("/proc/self/cwd/there"), engine=f"ray address={cluster.address}")
     assert len(written) == len(list((tmp_path / "there").glob("*.json"))) == 3
     assert answers(found) == answers(study.run(suite, cells(3), folder=tmp_path / "plain"))
