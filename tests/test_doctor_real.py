@@ -27,8 +27,8 @@ from mergekit_lite.study.records import write_record
 from mergekit_lite.suites import load_suite
 from mergekit_lite.suites.clip import check
 from mergekit_lite.suites.clip.benchmark import MODELS, expert_file, hub_tasks
-from mergekit_lite.suites.clip.looking import only_looking
 from mergekit_lite.suites.clip.fetch import fetch_suite
+from mergekit_lite.suites.clip.looking import only_looking
 
 pytest.importorskip("datasets")
 SUITE, TASKS = "clip-vit-b-32", ("eurosat", "mnist")

@@ -278,7 +278,7 @@ def fetch(
         if lock is not None:
             raise KitError("A suite file names revisions itself: leave out --lock.")
         if dry_run:
-            examination.show(suite)
+            examination.show(suite, tasks=tasks)
         else:
             fetch_own(suite, tasks, train=train, workers=workers or cores())
         return

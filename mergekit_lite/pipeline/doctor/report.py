@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mergekit_lite.cache import VARIABLE, cache_dir, existing
+from mergekit_lite.errors import KitError
 from mergekit_lite.pipeline import profiles
 from mergekit_lite.pipeline.doctor.named import named_tasks
 from mergekit_lite.pipeline.doctor.own_suite import show_suite
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 MIB, GIB = 2**20, 2**30
 
 
-def show(profile: str | None = None, console: Console | None = None) -> None:
+def show(profile: str | None = None, console: Console | None = None, tasks: str | None = None) -> None:
     """Print what this machine has and what is cached; with a profile, also what it will take.
 
-    With a suite file instead, say what of it is there, and what does not fit.
+    With a suite file instead, say what of it is there, of these `tasks` or of all, and what does not fit.
 
     Raises:
         KitError: an unknown profile, or one that cannot run; a suite file of which something is missing or wrong.
@@ -38,7 +39,7 @@ def show(profile: str | None = None, console: Console | None = None) -> None:
     console = console or Console()
     if profile is not None and profile.endswith((".yaml", ".yml")):
         with only_looking():
-            show_suite(profile, console)
+            show_suite(profile, console, tasks)
         return
     root = Path() if profile is None else profiles.find_root()
     wanted = None if profile is None else profiles.load(profile, root)  # fails before anything is printed
@@ -51,10 +52,18 @@ def show(profile: str | None = None, console: Console | None = None) -> None:
         table.add_row(kind, suite, str(files), f"{size / MIB:.1f} MiB")
     console.print(table)
     if wanted is None:
-        console.print("With a profile's name, doctor also says what it will take: mergekit-lite doctor miniature")
+        console.print(f"With a profile's name, doctor also says what it will take: {_example()}", soft_wrap=True)
     else:
         with only_looking():
             _show_forecast(wanted, root, console)
+
+
+def _example() -> str:
+    try:
+        profiles.find_root()
+    except KitError:  # profiles belong to a project
+        return "make a project with `mergekit-lite init`, and there run `mergekit-lite doctor miniature`"
+    return "mergekit-lite doctor miniature"
 
 
 def cached() -> Iterator[tuple[str, str, int, int]]:
