@@ -278,6 +278,7 @@ def test_every_script_is_in_the_table() -> None:
         "killing",
     }
     others = {"decode_cache", "kills", "expert_recipes"}  # these take minutes
+    others |= {"engine_simulation"}  # it has tests of its own
     another_python = {"against_mergekit"}
     assert scripts == {*SCRIPTS, *others, *another_python, "expected_times", "gpu"}
     for script in scripts:
