@@ -6,26 +6,34 @@ import json
 import os
 import re
 import shutil
-import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import psutil
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
-from mergekit_lite.errors import KitError
+from mergekit_lite import leases
+from mergekit_lite.errors import KitError, shown
 
 LEDGER = "MERGEKIT_LITE_LEDGER"
 """Environment variable with the file in which `study.run` notes the records it returned; the runner sets it."""
 
+SHARD = "MERGEKIT_LITE_SHARD"
+"""Environment variable ``i/n``: `study.run` computes shard i of n, counted from 1; `run --shard` sets it."""
+
+ENGINE = "MERGEKIT_LITE_ENGINE"
+"""Environment variable that names what computes cells, see `study.engines`; the runner sets it for its notebooks."""
+
 VARIABLE = "MERGEKIT_LITE_CACHE"
 
-PATIENCE = 600.0  # seconds to wait for a lock whose holder may be gone for ever
+LOCKS = "MERGEKIT_LITE_LOCKS"
+"""Environment variable: ``lease`` where locks of the file system do not reach other machines, see `leases`."""
+
+_LOCKLESS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # such as NFS without its lock service
 
 
 def cache_dir(*parts: str) -> Path:
@@ -199,61 +207,65 @@ def ensure(make: Callable[[], object], *paths: Path) -> None:
             make()
 
 
+class Held(KitError):
+    """Another process holds the lock."""
+
+
+def free(path: Path) -> bool:
+    """Return whether nobody holds the lock of `path` now."""
+    try:
+        with locked(path, wait=False):
+            return True
+    except Held:
+        return False
+
+
 @contextmanager
-def locked(path: Path, *others: Path) -> Iterator[None]:
+def locked(path: Path, *others: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock that belongs to `path`, so that of two runs on one cache one computes and the other waits.
 
     It stands for `others` too. What a process that was killed left half-written of any of them is removed.
 
     Raises:
-        KitError: the folder cannot be written to, it has no locks to give, or a lock was left behind.
+        Held: another process holds it, and `wait` is not set.
+        KitError: the folder cannot be written to.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _acquire(lock)
-    except OSError as error:
-        if error.errno == errno.ENOLCK:
-            raise KitError(
-                f"The file system of {path.parent} gives out no locks ({error.strerror}): ask who runs it to start its "
-                f"lock service, or put the cache on a disk of this machine: set {VARIABLE}."
-            ) from error
-        raise _unwritable(path, error) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            got = stack.enter_context(_lock(path, wait=wait))
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if not got:
+            raise Held(f"{path.name} is being made by another process.")
         _sweep({one.parent for one in (path, *others)}, tuple(f".{one.name}." for one in (path, *others)))
         yield
-    finally:
-        lock.release()
 
 
-def _acquire(lock: BaseFileLock) -> None:
-    """Wait for `lock` as long as its holder lives, and for `PATIENCE` seconds if nobody can tell whether it does.
-
-    The system frees the lock of a process that ended. Where a file system has no such locks, filelock makes do with a
-    file that says who holds it, and looks for that process. If it is of another machine, or the file says nothing, it
-    may stay there for ever.
-    """
-    while True:
+@contextmanager
+def _lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock of the file system, which frees that of a process that ended; where it has none, a lease."""
+    kind = os.environ.get(LOCKS, "")
+    if kind not in ("", "lease"):
+        raise KitError(f"{LOCKS} is {shown(kind)}. Set it to lease, for a file that shows who holds it, or not at all.")
+    if not kind:
+        lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
         try:
-            lock.acquire(timeout=PATIENCE)
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
             return
-        except Timeout as error:
-            if hasattr(lock, "pid"):  # of a file that says who holds it; from 4.3 on its class does not tell
-                with suppress(FileNotFoundError):  # it was let go just now
-                    _check_holder(Path(lock.lock_file), error)
-
-
-def _check_holder(path: Path, error: Timeout) -> None:
-    """Raise unless the process that `path` names is one of this machine that lives."""
-    age = max(0.0, time.time() - path.stat().st_mtime) / 60  # a clock may have been set back since
-    words = path.read_text(encoding="utf-8", errors="replace").split()
-    pid, host, *_ = words if len(words) > 1 else ["unknown", "an unknown machine"]
-    here = host.startswith(socket.gethostname())  # filelock adds to it which container it is
-    if not (here and pid.isdecimal() and psutil.pid_exists(int(pid))):
-        raise KitError(
-            f"The lock {path} is held by process {pid} on {host}, and has been for {age:.0f} min. If no run is at work "
-            "there, it was left behind: delete that file and run this again."
-        ) from error
+        except OSError as error:
+            if error.errno not in _LOCKLESS:
+                raise
+        else:
+            try:
+                yield True
+            finally:
+                lock.release()
+            return
+    with leases.held(path, wait=wait) as got:
+        yield got
 
 
 def _sweep(folders: set[Path], starts: tuple[str, ...]) -> None:

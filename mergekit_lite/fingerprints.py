@@ -28,6 +28,7 @@ PACKAGE = __name__.partition(".")[0]
 _PLACE = ("__file__", "__name__", "__package__", "__path__", "__spec__")  # where code lies, not what it computes
 
 _INSTALLED = tuple(Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
+_ALWAYS = ("torch", "open_clip")  # libraries that are loaded in every process that computes
 _LIBRARIES = {"site-packages", "dist-packages"}  # also a user's own, a system's below a venv, or links into a store
 
 
@@ -189,11 +190,19 @@ class _Reader:
         return number
 
     def _imported(self, node: ast.ImportFrom | ast.Import, names: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what an import inside a function brings."""
+        """Return what an import inside a function brings.
+
+        A library counts by its name in the import, since whether it is loaded already depends on what else this process
+        did; in the kit's own code not at all, which has no choice of libraries.
+        """
         found: dict[str, Any] = {}
         for alias in node.names:
             module = _module_named(node, names) if isinstance(node, ast.ImportFrom) else _loaded(alias.name)
-            if module and isinstance(node, ast.ImportFrom) and alias.name in vars(module):
+            library = not module or not _ours(module.__name__, getattr(module, "__file__", None) or "")
+            if library and not (module and module.__name__.partition(".")[0] in _ALWAYS):
+                if str(names.get("__name__")).partition(".")[0] != PACKAGE:
+                    found[alias.asname or alias.name] = f"{getattr(node, 'module', None)}.{alias.name}"
+            elif module and isinstance(node, ast.ImportFrom) and alias.name in vars(module):
                 found[alias.asname or alias.name] = self._named(alias.name, vars(module))
             elif module:
                 found[alias.asname or alias.name] = self.value(module)

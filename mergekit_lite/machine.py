@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -108,9 +109,12 @@ def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "open_clip": version("open_clip_torch"),
+        "open_clip": _installed("open_clip_torch"),
         "mergekit_lite": __version__,
     }
+
+
+_installed = cache(version)  # it reads a file, and every cell's key asks for it
 
 
 def source_commit() -> str | None:

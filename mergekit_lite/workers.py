@@ -30,12 +30,18 @@ def cores() -> int:
 
 
 def side_by_side(
-    setup: Callable[[], Setup], work: Callable[[Setup, Item], Result], items: Sequence[Item], workers: int
+    setup: Callable[[], Setup],
+    work: Callable[[Setup, Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    *,
+    gpus: int = 0,
 ) -> Generator[tuple[Item, Callable[[], Result]], None, None]:
     """Yield each item as soon as it is finished, with a function that returns its result or raises what went wrong.
 
     Each process calls `setup` once and hands what it returned to ``work(setup(), item)``. With one worker (or one item)
-    everything happens in this process. Everything handed over must pickle. When the parent is interrupted or killed,
+    everything happens in this process. With several `gpus` each process takes one of them for its device "cuda", in
+    turn. Everything handed over must pickle. When the parent is interrupted or killed,
     its workers end at once. What went wrong holds on to no memory: `machine.let_go`.
     """
     workers = min(workers, len(items))
@@ -51,8 +57,9 @@ def side_by_side(
         return
     context = multiprocessing.get_context("spawn")
     alive, keep = context.Pipe(duplex=False)
+    turn = context.Value("i", 0) if gpus > 1 else None
     with ProcessPoolExecutor(
-        workers, context, initializer=_start, initargs=(pickle.dumps(setup), alive, workers)
+        workers, context, initializer=_start, initargs=(pickle.dumps(setup), alive, workers, turn, gpus)
     ) as pool:
         try:
             futures: dict[Future[Result], Item] = {pool.submit(partial(_work, work), item): item for item in items}
@@ -82,9 +89,13 @@ def _prepared() -> Any:
     return _setup()
 
 
-def _start(setup: bytes, alive: Connection, workers: int = 1) -> None:
+def _start(setup: bytes, alive: Connection, workers: int = 1, turn: Any = None, gpus: int = 0) -> None:
     global _setup, _beside
     _beside = workers
+    if turn is not None:
+        with turn.get_lock():
+            mine, turn.value = turn.value % gpus, turn.value + 1
+        torch.cuda.set_device(mine)
 
     def watch_parent() -> None:
         alive.poll(None)  # nothing is ever sent: this returns when the parent closes its end, or is killed

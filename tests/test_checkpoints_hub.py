@@ -12,7 +12,7 @@ from loopback_hub import LoopbackHub, loopback_hub
 from safetensors.torch import save
 
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.checkpoints.opening import opened
+from mergekit_lite.suites.checkpoints.opening import REPOSITORY, opened
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.bias": torch.ones(2)}
 SHARDS = {name: f"model-0000{n}-of-00002.safetensors" for n, name in enumerate(TENSORS, start=1)}
@@ -122,3 +122,18 @@ def test_offline_what_was_never_fetched_is_said(hub: LoopbackHub, monkeypatch: p
     with pytest.raises(KitError, match="ann/birds"):
         opened("hf:ann/birds")
     assert not hub.asked
+
+
+@pytest.mark.parametrize(
+    ("named", "revision", "file"),
+    [
+        ("org/name@refs/pr/1", "refs/pr/1", None),
+        ("org/name@refs/pr/1/part/model.safetensors", "refs/pr/1", "part/model.safetensors"),
+        ("org/name@v1.0/model.safetensors", "v1.0", "model.safetensors"),
+        ("org/name@refs/model.safetensors", "refs", "model.safetensors"),
+    ],
+)
+def test_revisions_with_slashes_are_not_taken_for_files(named: str, revision: str, file: str | None) -> None:
+    match = REPOSITORY.fullmatch(named)
+    assert match
+    assert (match["repo"], match["revision"], match["file"]) == ("org/name", revision, file)

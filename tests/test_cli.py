@@ -106,8 +106,8 @@ def test_an_interrupt_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_commands_hand_over_what_they_were_given(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
 
-    def run_profile(profile: object, where: Path, only: str | None, force: bool) -> list[Path]:
-        calls.append((getattr(profile, "name", None), where, only, force))
+    def run_profile(profile: object, where: Path, only: str | None, force: bool, **more: str | None) -> list[Path]:
+        calls.append((getattr(profile, "name", None), where, only, force, more["shard"]))
         return [where / "build" / "short" / "one.ipynb"]
 
     def promote(executed: Path, template: Path, book: Path) -> Path:
@@ -117,10 +117,10 @@ def test_commands_hand_over_what_they_were_given(root: Path, monkeypatch: pytest
     monkeypatch.setattr(runner, "run_profile", run_profile)
     monkeypatch.setattr(promotion, "promote", promote)
     monkeypatch.setattr(promotion, "promote_records", lambda book: [book / "records" / "fake" / "aa.json"])
-    assert call("run", "short", "--only", "one", "--force")[:2] == (0, "build/short/one.ipynb\n")
+    assert call("run", "short", "--only", "one", "--force", "--shard", "2/3")[:2] == (0, "build/short/one.ipynb\n")
     assert call("promote", "short")[:2] == (0, "book/executed/one.ipynb\nbook/records: 1 records\n")
     assert calls == [
-        ("short", root, "one", True),
+        ("short", root, "one", True, "2/3"),
         (root / "build/short/one.ipynb", root / "notebooks/one.ipynb", root / "book"),
     ]
 

@@ -1,7 +1,6 @@
 """What is kept is noticed when it is damaged, and made again; folders, disks and locks that do not serve are worded."""
 
 import errno
-import fcntl
 import os
 import resource
 import shutil
@@ -15,7 +14,6 @@ from typing import Any
 import fakes
 import pytest
 
-from mergekit_lite import cache as cache_module
 from mergekit_lite import study
 from mergekit_lite.cache import ensure, intact, locked, seal_of, sealed, written_whole
 from mergekit_lite.errors import KitError
@@ -238,64 +236,6 @@ def test_a_ledger_that_cannot_be_written_to_is_worded_and_the_records_are_kept(
 
 
 # --- locks ------------------------------------------------------------------------------------------------------------
-
-
-def flock_fails(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    def fail(*args: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", fail)
-
-
-@pytest.mark.filterwarnings("ignore:flock not supported")
-@pytest.mark.parametrize(
-    ("left", "holder"),
-    [("4711\nelsewhere\n", "process 4711 on elsewhere"), ("", "process unknown on an unknown machine")],
-)
-def test_a_lock_that_was_left_behind_is_named_where_the_system_frees_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str, holder: str
-) -> None:
-    flock_fails(monkeypatch, errno.ENOSYS)
-    monkeypatch.setattr(cache_module, "PATIENCE", 0.1)
-    lock = tmp_path / ".a.lock"
-    lock.write_text(left)
-    os.utime(lock, (time.time() - 3600,) * 2)
-    words = rf"lock {lock} is held by {holder}, and has been for 60 min\. .* delete that file and run this again"
-    with pytest.raises(KitError, match=words), locked(tmp_path / "a"):
-        pass
-    lock.unlink()
-    with locked(tmp_path / "a"):
-        assert lock.read_text().splitlines()[0] == str(os.getpid())
-    assert not lock.exists()
-
-
-@pytest.mark.filterwarnings("ignore:flock not supported")
-@pytest.mark.parametrize("missing", [False, True])
-def test_a_holder_that_lives_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool) -> None:
-    if missing:
-        flock_fails(monkeypatch, errno.ENOSYS)
-    monkeypatch.setattr(cache_module, "PATIENCE", 0.1)
-    held, order = threading.Event(), []
-
-    def hold() -> None:
-        with locked(tmp_path / "a"):
-            held.set()
-            time.sleep(0.5)
-            order.append("first")
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait()
-    with locked(tmp_path / "a"):
-        order.append("second")
-    thread.join()
-    assert order == ["first", "second"]
-
-
-def test_a_file_system_without_locks_to_give_is_worded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flock_fails(monkeypatch, errno.ENOLCK)
-    with pytest.raises(KitError, match=r"gives out no locks .*: set MERGEKIT_LITE_CACHE"), locked(tmp_path / "a"):
-        pass
 
 
 def test_what_killed_processes_left_half_written_is_swept_under_the_lock(tmp_path: Path) -> None:

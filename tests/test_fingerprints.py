@@ -220,3 +220,27 @@ def test_values_count_as_they_are() -> None:
         assert code_of(one) == code_of(one)
         assert code_of(one) != code_of(other)
     assert code_of({1, 2, 3}) == code_of({3, 2, 1})
+
+
+def test_a_library_imported_inside_a_function_counts_the_same_before_and_after_it_is_loaded(
+    module: Callable[..., ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = module("def answer(x):\n    from colorsys import rgb_to_hls\n    return rgb_to_hls(x, x, x)\n")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    first = code_of(made.answer)
+    made.answer(0.5)
+    assert "colorsys" in sys.modules
+    assert code_of(made.answer) == first
+    other = module("def answer(x):\n    from colors import rgb_to_hls\n    return rgb_to_hls(x, x, x)\n", name="other")
+    assert code_of(other.answer) != first
+
+
+def test_a_drawn_task_is_the_same_whether_its_library_is_loaded_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mergekit_lite.suites.miniature.tasks import digits
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    first = code_of(digits.real)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", ModuleType("sklearn.datasets"))
+    vars(sys.modules["sklearn.datasets"])["load_digits"] = math.sqrt
+    assert code_of(digits.real) == first

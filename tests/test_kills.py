@@ -174,8 +174,10 @@ def test_a_notebook_that_is_killed_ends_as_an_undisturbed_one(
 def test_what_a_killed_run_left_of_a_notebook_is_removed_and_not_what_another_run_is_at(tmp_path: Path) -> None:
     run = Run(["-c", ""], tmp_path / "cache")
     run.finished()
-    theirs = [f".one.{os.getpid()}.ipynb", f".one.{os.getpid()}.records", f".two.{run.process.pid}.ipynb", "one.ipynb"]
-    for name in (*theirs, f".one.{run.process.pid}.ipynb", f".one.{run.process.pid}.records"):
+    host, dead = execution._host(), run.process.pid
+    theirs = [f".one.{host}.{os.getpid()}.ipynb", f".one.{host}.{os.getpid()}.records", f".two.{host}.{dead}.ipynb"]
+    theirs += ["one.ipynb", f".one.another-machine.{dead}.ipynb"]
+    for name in (*theirs, f".one.{host}.{dead}.ipynb", f".one.{host}.{dead}.records"):
         (tmp_path / name).touch()
     execution._sweep(tmp_path / "one.ipynb")
     assert {path.name for path in tmp_path.iterdir() if path.suffix in (".ipynb", ".records")} == set(theirs)

@@ -226,7 +226,7 @@ def test_recipes_that_the_pages_show_can_be_run(module: str, name: str) -> None:
 def test_examples_of_the_index_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MERGEKIT_LITE_CACHE", str(tmp_path))
     monkeypatch.setattr("mergekit_lite.suites.load_suite", lambda name: fakes.fake_suite())
-    monkeypatch.setattr("mergekit_lite.study.grid.cores", lambda: 1)
+    monkeypatch.setattr("mergekit_lite.study.engines.here.cores", lambda: 1)
     examples = re.findall(r"```python\n(.*?)```", INDEX.read_text(encoding="utf-8"), flags=re.DOTALL)
     namespace: dict[str, object] = {}
     for example in examples:

@@ -21,6 +21,7 @@ CONDA_NAMES = {
     "torch": "pytorch",
     "huggingface-hub": "huggingface_hub",
     "playwright": "playwright-python",
+    "ray": "ray-core",
 }  # besides "_", which conda-forge writes "-"
 ONLY_ON_PYPI = {"sphinx-mathjax-offline"}  # comes with the last line of environment.yml, -e .[book,test]
 

@@ -39,7 +39,7 @@ QUIZZES = (ROOT / "book/quizzes.md").read_text(encoding="utf-8")
 BOOK, OWN = ROOT / "book/records/miniature", ROOT / "tests/records/miniature"
 EFFORT = re.compile(r"^\*(Easy|Medium|Hard), (\d+) minutes\.\*$", flags=re.MULTILINE)
 WITHOUT_QUIZ = {"welcome", "real-models", "your-own-models", "reproduce", "environment", "coursework", "quizzes"}
-WITHOUT_QUIZ |= {"references"}
+WITHOUT_QUIZ |= {"cluster", "references"}
 NO_CURVE = {"curve_every": 0, "curve_images": 0}
 
 

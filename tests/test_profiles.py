@@ -58,11 +58,13 @@ def test_a_path_is_no_name_of_a_profile(root: Path, name: str) -> None:
         ("suite: [", r"profiles/smoke.yaml is not valid YAML"),
         ("- suite", r"must hold `suite:` and `notebooks:`; it holds list"),
         ("", r"it holds NoneType"),
-        (GOOD + "workers: 3\n", r"may hold name, suite, description, budget, notebooks\):\n  workers: Extra inputs"),
+        (GOOD + "workers: 3\n", r"may hold name, suite, description, budget, engine, notebooks\):\n  workers: Extra"),
         ("notebooks: {a: {}}", r"\n  suite: Field required"),
         ("suite: 3\nnotebooks: {}", r"\n  suite: .*string\n  notebooks: .*at least 1"),
         (GOOD + "name: other\n", r"calls itself 'other'"),
         ("suite: x\nnotebooks: {a: [1]}", r"\n  notebooks.a: .*dictionary"),
+        (GOOD + "engine: slrum\n", r"\n  engine: .*There is no engine 'slrum'\. Did you mean 'slurm'\?"),
+        (GOOD + "engine: ray adress=auto\n", r"\n  engine: .*no option 'adress'\. Did you mean 'address'\?"),
     ],
 )
 def test_a_bad_profile_is_worded(root: Path, text: str, words: str) -> None:

@@ -194,7 +194,7 @@ def test_examples_of_the_coursework_page_run(monkeypatch: pytest.MonkeyPatch, ca
     use, grade = re.findall(r"```python\n(.*?)```", COURSEWORK, flags=re.DOTALL)
     shutil.copy(HANDOUT / "method.py", tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mergekit_lite.study.grid.cores", lambda: 1)
+    monkeypatch.setattr("mergekit_lite.study.engines.here.cores", lambda: 1)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec(f"{use}\n{grade}", namespace)
     suite, cell, confirmed = namespace["suite"], namespace["cells"]["median"], namespace["confirmed"]

@@ -9,7 +9,18 @@ import mergekit_lite
 PACKAGE = Path(mergekit_lite.__file__).parent
 ROOMS = (
     *("cli", "course", "pipeline", "evaluate", "merge", "figures", "analysis", "study", "suites", "methods"),
-    *("weights", "weight_files", "workers", "machine", "fingerprints", "syntax", "cache", "yaml_files", "errors"),
+    *(
+        "weights",
+        "weight_files",
+        "workers",
+        "machine",
+        "fingerprints",
+        "syntax",
+        "cache",
+        "leases",
+        "yaml_files",
+        "errors",
+    ),
     "__init__",
 )
 """From the roof to the ground: data walks up, imports go down."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from own_suite_files import write_suite
+from PIL import Image
 from typer.testing import CliRunner
 
 from mergekit_lite.cli import app
@@ -288,3 +289,43 @@ def test_doctor_lists_all_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.
     assert told.exit_code == 1
     assert "There is no checkpoint" in told.output
     assert "Classes without a folder: left. Folders that are no class: port." in told.output
+
+
+UNFETCHED = """\
+name: birds
+model: ViT-B-32
+base: hf:somebody/birds
+tasks:
+  garden: {classnames: [robin, crow], images: {folder: images}, expert: "hf:somebody/garden"}
+  harbour: {classnames: [gull, tern], images: {dataset: somebody/harbour}, expert: "hf:somebody/harbour@refs/pr/1"}
+"""
+
+
+def test_doctor_lists_the_tasks_of_a_suite_of_which_nothing_is_fetched_and_asks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    for split in ("train", "test"):
+        for name in ("robin", "crow"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 30)).save(tmp_path / "images" / split / name / "1.png")
+    (tmp_path / "birds.yaml").write_text(UNFETCHED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", asked)
+    told = CliRunner().invoke(app, ["doctor", "birds.yaml"])
+    assert told.exit_code == 0, told.output
+    words = " ".join(told.output.split())
+    assert "garden" in words
+    assert "harbour: test images, somebody/harbour" in words
+    assert "the base, hf:somebody/birds" in words
+    assert "harbour: the expert, hf:somebody/harbour@refs/pr/1" in words
+    assert "To bring it, `mergekit-lite fetch birds.yaml`" in words
+    assert "HF_HUB_OFFLINE" not in words
+    dry = CliRunner().invoke(app, ["fetch", "birds.yaml", "--dry-run"])
+    assert dry.exit_code == 0, dry.output
+    assert "the base, hf:somebody/birds" in " ".join(dry.output.split())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    offline = " ".join(CliRunner().invoke(app, ["doctor", "birds.yaml"]).output.split())
+    assert "To bring it, unset HF_HUB_OFFLINE and run `mergekit-lite fetch birds.yaml`" in offline

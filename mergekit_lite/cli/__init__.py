@@ -9,6 +9,7 @@ import typer
 from mergekit_lite.cli.course import app as course
 from mergekit_lite.cli.evaluating import evaluate
 from mergekit_lite.cli.merging import merge
+from mergekit_lite.cli.records import app as records
 from mergekit_lite.cli.starting import init
 from mergekit_lite.cli.wording import at_home, worded
 from mergekit_lite.errors import KitError
@@ -22,6 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(course, name="course")
+app.add_typer(records, name="records")
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,17 +50,30 @@ def run(
     profile: Annotated[str, typer.Argument(metavar="PROFILE", help="A file of `profiles/`, without `.yaml`.")],
     only: Annotated[str | None, typer.Option(metavar="NOTEBOOK", help="Run this notebook alone.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run notebooks again that are still valid.")] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Compute the Ith of N shares of the cells, and stop there.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What computes the cells: processes, ray, or slurm, with options behind it; by default what the "
+            "variable MERGEKIT_LITE_ENGINE names, else `engine:` of the profile, else processes of this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Run a profile's notebooks and write them, with their results, to `build/PROFILE/`.
 
-    All parameters are checked before anything runs. What is still valid is not run again.
+    All parameters are checked before anything runs. What is still valid is not run again. Machines that share no disk
+    run a shard each; `mergekit-lite records merge` brings their records together.
 
-    Example: `mergekit-lite run miniature --only eight_tasks`
+    Example: `mergekit-lite run miniature --only eight_tasks`, or on a cluster
+    `mergekit-lite run clip-vit-b-32 --engine "slurm partition=gpu minutes=240"`
     """
     from mergekit_lite.pipeline import profiles, runner
 
     root = profiles.find_root()
-    for path in runner.run_profile(profiles.load(profile, root), root, only, force):
+    for path in runner.run_profile(profiles.load(profile, root), root, only, force, shard=shard, engine=engine):
         typer.echo(path.relative_to(root))
 
 
@@ -263,7 +278,7 @@ def fetch(
         if lock is not None:
             raise KitError("A suite file names revisions itself: leave out --lock.")
         if dry_run:
-            examination.show(suite)
+            examination.show(suite, tasks=tasks)
         else:
             fetch_own(suite, tasks, train=train, workers=workers or cores())
         return

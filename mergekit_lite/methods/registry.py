@@ -199,6 +199,15 @@ def method(
     return register
 
 
+def keep(info: MethodInfo) -> None:
+    """Register a method that another process registered, and sent.
+
+    Raises:
+        KitError: another method has its name.
+    """
+    _add(info)
+
+
 def _add(info: MethodInfo) -> None:
     """Register a method in the place of an earlier version of itself.
 

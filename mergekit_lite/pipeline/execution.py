@@ -2,10 +2,11 @@
 
 import os
 import re
+import socket
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from mergekit_lite.cache import LEDGER, check_writable, sweep_dead
+from mergekit_lite.cache import LEDGER, SHARD, check_writable, sweep_dead
 from mergekit_lite.errors import KitError
+
+ELSEWHERE = "Elsewhere"
+"""The name of `study.shards.Elsewhere`, which would bring torch; of an error in a kernel no more than that is known."""
 
 
 class Failed(Exception):
@@ -26,6 +30,14 @@ class Failed(Exception):
     def __init__(self, reason: str, cell: int | None = None, kept: bool = True) -> None:
         super().__init__(reason)
         self.reason, self.cell, self.kept = reason, cell, kept
+
+
+class ShareDone(Exception):
+    """A notebook asked, in `cell`, for records that other shards compute; its own are recorded."""
+
+    def __init__(self, cell: int) -> None:
+        super().__init__(f"cell [{cell}]")
+        self.cell = cell
 
 
 # As `python -m ipykernel_launcher`, and quicker: the garbage collector would go through all of torch again and again
@@ -56,9 +68,11 @@ def execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped
 
     Raises:
         Failed: a cell raised an error, the kernel died or never came, or the result cannot be written.
+        ShareDone: this run is one of several shards, and the notebook needs what the others compute; nothing of it is
+            kept, as all it showed will be shown again.
     """
     begun = time.perf_counter()
-    partial = target.with_name(f".{target.stem}.{os.getpid()}.ipynb")
+    partial = target.with_name(f".{target.stem}.{_host()}.{os.getpid()}.ipynb")
     failed = target.with_name(f"{target.stem}.failed.ipynb")
     ledger = partial.with_suffix(".records")
     try:
@@ -87,6 +101,8 @@ def execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":  # Ctrl-C in a terminal reaches the kernel too, and sometimes first
             raise KeyboardInterrupt from error
+        if os.environ.get(SHARD) and error.ename == ELSEWHERE:
+            raise ShareDone(error.exec_count) from error
         reason = error.evalue if error.ename == KitError.__name__ else f"{error.ename}: {error.evalue}"
         raise Failed(reason, error.exec_count, kept=_moved(partial, failed)) from error
     except RuntimeError as error:
@@ -105,6 +121,20 @@ def execute(template: Path, target: Path, parameters: Mapping[str, Any], stamped
             partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def for_kernels(variable: str, value: str | None) -> Iterator[None]:
+    """Set a variable of the environment, which kernels inherit, unless `value` is None; it is as before afterwards."""
+    before = os.environ.get(variable)
+    try:
+        if value is not None:
+            os.environ[variable] = value
+        yield
+    finally:
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
+
+
 def _moved(partial: Path, failed: Path) -> bool:
     """Return whether the notebook up to its error could be kept as `failed`."""
     try:
@@ -115,8 +145,15 @@ def _moved(partial: Path, failed: Path) -> bool:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what runs that were killed left of a notebook; what belongs to a process that lives stays."""
-    sweep_dead(target.parent, rf"\.{re.escape(target.stem)}\.(\d+)\.(?:ipynb|records)")
+    """Remove what runs that were killed left of a notebook; what belongs to a process that lives stays.
+
+    So does what another machine wrote, of whose processes nothing is known here: several may share this folder.
+    """
+    sweep_dead(target.parent, rf"\.{re.escape(target.stem)}\.{re.escape(_host())}\.(\d+)\.(?:ipynb|records)")
+
+
+def _host() -> str:
+    return re.sub(r"\W", "-", socket.gethostname())
 
 
 def _literal(path: Path) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from mergekit_lite.errors import KitError, shown, suggestion
 from mergekit_lite.yaml_files import read_yaml
@@ -11,6 +11,13 @@ from mergekit_lite.yaml_files import read_yaml
 # A name that becomes a file's: letters, digits, underscores and hyphens, so that no path climbs out of its folder. Of
 # fifty letters, as each can take four bytes, and names of files end at 255.
 _PlainName = Annotated[str, StringConstraints(pattern=r"^\w[\w-]{0,49}$")]
+
+
+def _engine(text: str) -> str:
+    from mergekit_lite.study.engines import check_named  # brings torch
+
+    check_named(text)
+    return text
 
 
 class Budget(BaseModel):
@@ -46,6 +53,8 @@ class Profile(BaseModel):
         suite: handed to every notebook that has a parameter `suite`.
         description: what this profile is for and what it leaves out.
         budget: what it takes; printed before a run.
+        engine: what computes the cells, such as ``slurm partition=gpu``, see `study.engines`; by default processes of
+            this machine. It need not be installed for what only reads the profile.
         notebooks: name of a notebook -> values of its parameters; parameters left out keep the notebook's own values.
     """
 
@@ -55,6 +64,7 @@ class Profile(BaseModel):
     suite: str
     description: str = ""
     budget: Budget | None = None
+    engine: Annotated[str, AfterValidator(_engine)] | None = None
     notebooks: dict[_PlainName, dict[str, Any]] = Field(min_length=1)
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import nbformat
 
-from mergekit_lite.cache import content_hash, file_digest
+from mergekit_lite.cache import ENGINE, SHARD, cache_dir, content_hash, file_digest
 from mergekit_lite.errors import KitError, shown, suggestion
-from mergekit_lite.pipeline.execution import Failed, execute
+from mergekit_lite.pipeline.execution import Failed, ShareDone, execute, for_kernels
 from mergekit_lite.pipeline.profiles import Profile
 from mergekit_lite.syntax import dumped, plain
 
@@ -44,7 +44,14 @@ class Parameter:
         return type(value) is self.kind or (self.kind is float and type(value) is int)
 
 
-def run_profile(profile: Profile, root: Path, only: str | None = None, force: bool = False) -> list[Path]:
+def run_profile(
+    profile: Profile,
+    root: Path,
+    only: str | None = None,
+    force: bool = False,
+    shard: str | None = None,
+    engine: str | None = None,
+) -> list[Path]:
     """Execute the notebooks of `profile` into ``build/<profile>/`` and return the executed files.
 
     Args:
@@ -52,15 +59,28 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
         root: the project's folder.
         only: run this notebook alone.
         force: run again even what is still valid: same template, parameters, library and torch.
+        shard: ``i/n``: compute a share of the cells only, see `study.shards`; by default what the environment says. A
+            notebook that needs others' cells ends there, well, and is not among what is returned.
+        engine: what computes the cells, see `study.engines`; by default what the environment names, else the profile.
 
     Raises:
-        KitError: an unknown notebook or suite, or an unknown or ill-typed parameter (nothing was run); or notebooks
-            that failed (all others were run).
+        KitError: an unknown notebook or suite, an unknown or ill-typed parameter, no such shard, or no such engine or
+            one that is not installed (nothing was run); or notebooks that failed (all others were run).
     """
     if only is not None and only not in profile.notebooks:
         hint = suggestion(only, profile.notebooks)
         there = ", ".join(profile.notebooks)
         raise KitError(f"Profile '{profile.name}' has no notebook '{only}'.{hint} Notebooks: {there}.")
+    shard = os.environ.get(SHARD) or None if shard is None else shard
+    if shard is not None:
+        from mergekit_lite.study import shards  # brings torch
+
+        shards.parsed(shard)
+    engine = os.environ.get(ENGINE) or profile.engine if engine is None else engine
+    if engine is not None:
+        from mergekit_lite.study import engines  # brings torch
+
+        engines.check_engine(engine)
     checked = {name: check_parameters(profile, name, root) for name in profile.notebooks}
     library = library_hash()
     folder = root / "build" / profile.name
@@ -77,19 +97,38 @@ def run_profile(profile: Profile, root: Path, only: str | None = None, force: bo
         if profile.budget:
             print(f"What profile {profile.name} takes when nothing is there yet:\n{profile.budget}", flush=True)
     failures: dict[str, Failed] = {}
+    waiting: list[str] = []
     for name, template, target in stale:
         given = ", ".join(f"{key}={value!r}" for key, value in checked[name].items())
         print(f"{name}: running{f' with {given}' if given else ''}", flush=True)
         stamped = {"profile": profile.name, "stamp": stamp(template, checked[name], library)}
         try:
-            seconds = execute(template, target, checked[name], stamped)
+            with for_kernels(SHARD, shard), for_kernels(ENGINE, engine):
+                seconds = execute(template, target, checked[name], stamped)
             print(f"{name}: done in {seconds:.0f} s", flush=True)
+        except ShareDone as done:
+            waiting.append(name)
+            executed.remove(target)
+            print(f"{name}: its share is computed up to cell [{done.cell}]", flush=True)
         except Failed as failed:
             failures[name] = failed
             print(f"{name}: failed ({textwrap.shorten(failed.reason, 120, placeholder=' ...')})", flush=True)
+    if waiting:
+        print(_what_next(profile.name, waiting, str(shard)), flush=True)
     if failures:
-        raise KitError(_told(failures, len(executed), profile.name))
+        raise KitError(_told(failures, len(executed) + len(waiting), profile.name))
     return executed
+
+
+def _what_next(profile: str, waiting: list[str], shard: str) -> str:
+    who = "1 notebook waits" if len(waiting) == 1 else f"{len(waiting)} notebooks wait"
+    return (
+        f"Shard {shard}: {who} for cells of the other shards ({', '.join(waiting)}).\n"
+        f"When all shards have ended, bring their records together on each machine (here: {cache_dir('records')}),\n"
+        "  mergekit-lite records merge FOLDER ...\n"
+        "and run the same shards again: cells further down ask for records too, often by what the first ones say. When "
+        f"no notebook waits any more, or little is left, one machine does the rest:\n  mergekit-lite run {profile}"
+    )
 
 
 def _told(failures: Mapping[str, Failed], asked: int, profile: str) -> str:

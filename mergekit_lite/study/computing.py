@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergekit_lite.cache import locked
+from mergekit_lite.cache import Held, locked
 from mergekit_lite.machine import device_name, now, peak_memory_mib, reset_peak_memory, versions
 from mergekit_lite.methods import load_method, registry
 from mergekit_lite.study import budgets, evaluation, keys, task_data
@@ -56,17 +56,20 @@ class Job:
         return adaptive, steps * len(self.resolved.adapt), len(self.cell.evaluate)
 
 
-def compute(suite: Suite, job: Job) -> Record:
-    """Compute one cell and record it, unless another run did so while this one waited for the record's lock."""
+def compute(suite: Suite, job: Job) -> Record | None:
+    """Compute one cell and record it, unless another run did so already; return None if one is at it now."""
     if isinstance(job.source, Path):
         load_method(job.source)
     elif job.source != "__main__":  # a worker process runs the script's own file before anything else
         importlib.import_module(job.source)
-    with locked(job.path):
-        found = read_record(job.path, job.key, job.resolved)
-        if isinstance(found, Record):
-            return found
-        return write_record(_answer(keys.asked(suite, job.cell), job), job.path)
+    try:
+        with locked(job.path, wait=False):
+            found = read_record(job.path, job.key, job.resolved)
+            if isinstance(found, Record):
+                return found
+            return write_record(answered(keys.asked(suite, job.cell), job), job.path)
+    except Held:
+        return None
 
 
 class _Watched:
@@ -99,7 +102,8 @@ class _Watched:
             self.curve.append(CurvePoint(step=step, images=self._data.images, accuracy=accuracy))
 
 
-def _answer(suite: Suite, job: Job) -> Record:
+def answered(suite: Suite, job: Job) -> Record:
+    """Return the answer to a cell, computed now; `suite` is the one it is about, see `keys.asked`."""
     cell, info, started = job.resolved, registry.get(job.cell.method), now()
     access = info.access_with(cell.parameters)
     reset_peak_memory(suite.device)

@@ -92,6 +92,11 @@ def _code(suite: Suite, cell: Cell) -> str:
     return content_hash([_code_of(part) for part in parts])
 
 
+def kit_of(suite: Suite) -> str:
+    """Return a hash of the code that all cells of `suite` run, whatever their methods."""
+    return content_hash([_code_of(part) for part in (*suite.computing, evaluation.accuracies, task_data.shown)])
+
+
 def _environment(suite: Suite) -> dict[str, str]:
     """Return what else may change an answer's digits: versions, class of device, and precision."""
     # A build's suffix, such as +cpu, says what the class of device says.

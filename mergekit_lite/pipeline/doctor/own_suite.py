@@ -1,9 +1,9 @@
 """What of a suite file is there, task by task, and what does not fit."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mergekit_lite.errors import KitError
@@ -11,50 +11,55 @@ from mergekit_lite.errors import KitError
 GB = 1e9
 
 
-def show_suite(name: str, console: Console) -> None:
-    """Print for each task of a suite file its classes, images and expert; no image is decoded.
+def show_suite(name: str, console: Console, tasks: str | None = None) -> bool:
+    """Print for each task of a suite file its classes, images and expert; no image is decoded, and nothing fetched.
 
     Args:
         name: of the file.
         console: to print on.
+        tasks: names with commas between, or a set; None is all.
+
+    Returns:
+        Whether the base weights are there, without which no encoder can be timed.
 
     Raises:
-        KitError: the file is not valid, or something it names is missing or does not fit: all of it is listed.
+        KitError: the file is not valid, or something it names does not fit, or is not there and on no hub: all of it
+            is listed. What is only not fetched yet is listed too, and no error.
     """
-    from mergekit_lite.suites import load_suite, suite_path
-    from mergekit_lite.suites.own.own_suite import OwnSuite
+    from mergekit_lite.suites import suite_path
+    from mergekit_lite.suites.clip.looking import user_is_offline
+    from mergekit_lite.suites.own.reading import read_suite_file
+    from mergekit_lite.suites.own.there import NO, looked
 
-    suite = load_suite(name, "cpu")
-    assert isinstance(suite, OwnSuite)
-    problems: list[str] = []
-
-    def told(look: Callable[[], str]) -> str:
-        try:
-            return look()
-        except KitError as error:
-            problems.append(str(error))
-            return "[red]no[/red]"
-
-    table = Table(title=f"Suite {suite.name}, {suite_path(name).name}", title_justify="left")
+    file = read_suite_file(suite_path(name))
+    chosen = file.names(tasks) if tasks else tuple(file.tasks)
+    found = looked(file, chosen)
+    table = Table(title=f"Suite {file.name}, {suite_path(name).name}", title_justify="left")
     for column in ("task", "classes", "training images", "test images", "decoded", "expert"):
         table.add_column(column, justify="left" if column in ("task", "decoded", "expert") else "right")
-    to_write = 0
-    for task, entry in suite.tasks.items():
-        counts = {which: told(lambda t=task, w=which: str(suite.count(t, w))) for which in ("train", "test")}  # type: ignore[misc]
-        decoded = told(lambda t=task: "yes" if suite.has_images(t, "test") else "not yet")  # type: ignore[misc]
-        if decoded == "not yet" and counts["test"].isdecimal():
-            to_write += int(counts["test"]) * 3 * suite.side**2
-        expert = told(lambda t=task: suite.describe_expert(t))  # type: ignore[misc]
-        shown = {which: count if count != "0" else "none" for which, count in counts.items()}
-        table.add_row(task, str(len(entry.classnames)), shown["train"], shown["test"], decoded, expert)
-        told(lambda t=task: str(suite.heads[t].shape) if suite.file.tasks[t].head else "")  # type: ignore[misc]
+    for row in found.rows:
+        table.add_row(*("[red]no[/red]" if one == NO else escape(one) for one in row))
     console.print(table)
+    tensors = "" if found.tensors is None else f"{found.tensors} tensors, "
     console.print(
-        f"{Path(suite.file.model).name}, {len(suite.base)} tensors, images of {suite.side} x {suite.side} pixels. "
-        f"Test images that are not decoded yet will take {to_write / GB:.2f} GB.",
+        f"{Path(file.model).name}, {tensors}images of {found.side} x {found.side} pixels. "
+        f"Test images that are not decoded yet will take {found.to_write / GB:.2f} GB.",
         soft_wrap=True,
     )
-    if problems:
-        lines = "\n".join(f"  {one}" for one in dict.fromkeys(problems))
-        raise KitError(f"Suite {suite.name} cannot be used as it is:\n{lines}")
-    console.print("All is there and fits.")
+    if found.unfetched:
+        some = f" --tasks {','.join(chosen)}" if len(chosen) < len(file.tasks) else ""
+        first = "unset HF_HUB_OFFLINE and run " if user_is_offline() else ""
+        console.print(
+            f"Not fetched yet:\n{_lines(found.unfetched)}\nTo bring it, {first}`mergekit-lite fetch {name}{some}`.",
+            soft_wrap=True,
+            markup=False,
+        )
+    if found.problems:
+        raise KitError(f"Suite {file.name} cannot be used as it is:\n{_lines(found.problems)}")
+    if not found.unfetched:
+        console.print("All is there and fits.")
+    return found.tensors is not None
+
+
+def _lines(several: list[str]) -> str:
+    return "\n".join(f"  {one}" for one in several)

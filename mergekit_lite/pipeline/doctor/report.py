@@ -1,23 +1,24 @@
 """What this machine has, what is cached, and what a profile will take here in time, memory and disk."""
 
 import platform
-import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from huggingface_hub import constants
 from rich.console import Console
 from rich.table import Table
 
 from mergekit_lite.cache import VARIABLE, cache_dir, existing
-from mergekit_lite.pipeline import profiles, runner
+from mergekit_lite.errors import KitError
+from mergekit_lite.pipeline import profiles
+from mergekit_lite.pipeline.doctor.named import named_tasks
 from mergekit_lite.pipeline.doctor.own_suite import show_suite
+from mergekit_lite.study.engines import installed
+from mergekit_lite.suites.clip.looking import only_looking
 from mergekit_lite.workers import cores
 
 if TYPE_CHECKING:
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
 MIB, GIB = 2**20, 2**30
 
 
-def show(profile: str | None = None, console: Console | None = None) -> None:
+def show(profile: str | None = None, console: Console | None = None, tasks: str | None = None) -> None:
     """Print what this machine has and what is cached; with a profile, also what it will take.
 
-    With a suite file instead, say what of it is there, and what does not fit.
+    With a suite file instead, say what of it is there, of these `tasks` or of all, and what does not fit.
 
     Raises:
         KitError: an unknown profile, or one that cannot run; a suite file of which something is missing or wrong.
     """
     console = console or Console()
     if profile is not None and profile.endswith((".yaml", ".yml")):
-        with _hub_closed():
-            show_suite(profile, console)
+        with only_looking():
+            show_suite(profile, console, tasks)
         return
     root = Path() if profile is None else profiles.find_root()
     wanted = None if profile is None else profiles.load(profile, root)  # fails before anything is printed
@@ -51,10 +52,18 @@ def show(profile: str | None = None, console: Console | None = None) -> None:
         table.add_row(kind, suite, str(files), f"{size / MIB:.1f} MiB")
     console.print(table)
     if wanted is None:
-        console.print("With a profile's name, doctor also says what it will take: mergekit-lite doctor miniature")
+        console.print(f"With a profile's name, doctor also says what it will take: {_example()}", soft_wrap=True)
     else:
-        with _hub_closed():
+        with only_looking():
             _show_forecast(wanted, root, console)
+
+
+def _example() -> str:
+    try:
+        profiles.find_root()
+    except KitError:  # profiles belong to a project
+        return "make a project with `mergekit-lite init`, and there run `mergekit-lite doctor miniature`"
+    return "mergekit-lite doctor miniature"
 
 
 def cached() -> Iterator[tuple[str, str, int, int]]:
@@ -87,6 +96,7 @@ def _machine() -> Iterator[tuple[str, str]]:
         yield "GPU", f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB"
     if not torch.cuda.device_count():
         yield "GPU", "none that torch can use"
+    yield "engines", "; ".join(f"{name}: {state}" for name, state in installed().items())
     yield "cache", f"{cache} (set {VARIABLE} to move it)"
     yield "disk", f"{shutil.disk_usage(existing(cache)).free / GIB:.1f} GiB free at the cache"
 
@@ -99,25 +109,18 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-@contextmanager
-def _hub_closed() -> Iterator[None]:
-    """Have whoever would ask the hub meanwhile fail as with HF_HUB_OFFLINE: doctor looks, and brings nothing."""
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
 def _show_forecast(profile: profiles.Profile, root: Path, console: Console) -> None:
     from mergekit_lite.pipeline.doctor.forecast import predict, seconds_per_image  # loads open_clip: seconds
-    from mergekit_lite.suites import load_suite, stock
+    from mergekit_lite.suites import SUFFIXES, load_suite, stock
 
-    tasks = _tasks(profile, root)
-    rows = stock(profile.suite, tasks)
-    if rows:
-        _show_stock(profile.suite, tasks, rows, console)
-    unfetched = bool(rows and rows[0].missing)
+    tasks, rows = named_tasks(profile, root), []
+    if profile.suite.endswith(SUFFIXES):
+        unfetched = not show_suite(profile.suite, console, ",".join(tasks))
+    else:
+        rows = stock(profile.suite, tasks)
+        if rows:
+            _show_stock(profile.suite, tasks, rows, console)
+        unfetched = bool(rows and rows[0].missing)
     if unfetched:
         console.print("Without the base weights no encoder can be timed.")
         forecasts = []
@@ -182,19 +185,3 @@ def _show_stock(suite: str, tasks: Sequence[str], rows: "Sequence[Stock]", conso
         )
     else:
         console.print("All is there: nothing is to be fetched.")
-
-
-def _tasks(profile: profiles.Profile, root: Path) -> tuple[str, ...]:
-    """Return the tasks that any notebook of the profile names, alone, in a set or in a list, in the suite's order."""
-    from mergekit_lite.suites.clip.benchmark import hub_tasks
-    from mergekit_lite.suites.suite import PREFIXES, chosen_tasks
-
-    known = tuple(hub_tasks())
-    words: set[str] = set()
-    for notebook in profile.notebooks:
-        defaults = runner.notebook_parameters(root / "notebooks" / f"{notebook}.ipynb")
-        values = {name: one.default for name, one in defaults.items()}
-        values |= runner.check_parameters(profile, notebook, root)
-        words |= {word for value in values.values() if isinstance(value, str) for word in re.split(r"[,+\s]+", value)}
-    named = {task for word in words if word in (*PREFIXES, *known) for task in chosen_tasks(word, known, "")}
-    return tuple(task for task in known if task in named)

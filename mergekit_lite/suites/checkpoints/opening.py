@@ -23,7 +23,9 @@ HUB = "hf:"
 """Before the name of a repository: ``hf:ORG/REPO``, and behind it ``@REVISION`` and ``/FILE`` if wanted."""
 
 REPOSITORY = re.compile(
-    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[\w.-]+))?(/(?P<file>[\w./ -]+))?", flags=re.ASCII
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>refs/(pr|heads|tags|convert)/[\w.-]+|[\w.-]+))?"
+    r"(/(?P<file>[\w./ -]+))?",
+    flags=re.ASCII,
 )
 
 FLOAT8 = {

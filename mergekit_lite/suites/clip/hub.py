@@ -16,6 +16,7 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from mergekit_lite.cache import Written, file_digest, move_folder_aside, written
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import pins
+from mergekit_lite.suites.clip.looking import user_is_offline
 from mergekit_lite.suites.clip.pins import Pin
 from mergekit_lite.suites.clip.trouble import Answer, explained, lacks_the_file, retried
 
@@ -122,6 +123,10 @@ def discard(path: Path, what: str) -> None:
     Raises:
         KitError: it may not be fetched, so it stays; or it cannot be removed.
     """
+    if constants.HF_HUB_OFFLINE and not user_is_offline():
+        raise KitError(
+            f"{path} is damaged: it is not what the hub lists for {what}. `mergekit-lite fetch SUITE` brings it anew."
+        )
     if constants.HF_HUB_OFFLINE:
         raise KitError(
             f"{path} is damaged: it is not what the hub lists for {what}, and HF_HUB_OFFLINE forbids to fetch it anew. "

@@ -15,6 +15,7 @@ from mergekit_lite.cache import VARIABLE, cache_dir, content_hash, ensure, intac
 from mergekit_lite.errors import KitError
 from mergekit_lite.suites.clip import pins
 from mergekit_lite.suites.clip.benchmark import HubTask
+from mergekit_lite.suites.clip.looking import user_is_offline
 from mergekit_lite.suites.clip.trouble import explained, retried
 from mergekit_lite.suites.suite import Which
 from mergekit_lite.suites.words import spelt
@@ -131,8 +132,9 @@ def _ask(task: HubTask, which: Which, commit: str | None) -> dict[str, Source]:
     """Return where the two splits lie at a commit; None is that of `reference/tasks.json`, or else the present one."""
     what = f"the data set {task.dataset}"
     if constants.HF_HUB_OFFLINE:
+        why = ", and HF_HUB_OFFLINE forbids to ask for it" if user_is_offline() else ""
         raise KitError(
-            f"Task '{task.name}': {what} was not fetched, and HF_HUB_OFFLINE forbids to ask for it. "
+            f"Task '{task.name}': {what} was not fetched{why}. "
             f"Run `mergekit-lite fetch SUITE --tasks {task.name}` where there is a network, with the same {VARIABLE}."
         )
     api = HfApi()

@@ -9,7 +9,7 @@ from mergekit_lite.cache import content_hash
 from mergekit_lite.errors import KitError, suggestion
 from mergekit_lite.suites.checkpoints.opening import HUB, Checkpoint, opened
 from mergekit_lite.suites.clip import hub
-from mergekit_lite.suites.own import filling
+from mergekit_lite.suites.own import filling, places
 from mergekit_lite.suites.own.descriptions import TIMM, described, normalisation_beside, normalisation_of
 from mergekit_lite.suites.own.schema import SuiteFile
 from mergekit_lite.suites.words import spelt
@@ -97,6 +97,40 @@ def base_checkpoint(file: SuiteFile) -> Checkpoint:
     return opened(_place(file, called, open_clip.get_model_config(called) or {})[0])
 
 
+class Announced(NamedTuple):
+    """What is known of a model before it is built.
+
+    Attributes:
+        side: of its images in pixels.
+        base: where its weights lie: a path, or what of the hub.
+        on_hub: whether they can be fetched.
+        here: whether they are on this machine.
+    """
+
+    side: int
+    base: str
+    on_hub: bool
+    here: bool
+
+
+def announced(file: SuiteFile) -> Announced:
+    """Return what is known of the model; nothing is built or fetched, and no weight is read.
+
+    Raises:
+        KitError: there is no such model, or it has no such base.
+    """
+    import open_clip
+
+    called = architecture(file)
+    config = open_clip.get_model_config(called) or {}
+    image = config["vision_cfg"].get("image_size", 224)  # open_clip's own default
+    side = int(image[0] if isinstance(image, list | tuple) else image)
+    if not _is_tag(file):
+        return Announced(side, file.base, file.base.startswith(HUB), places.is_here(file.base))
+    repo, weights, _ = _of_tag(file, called, config)
+    return Announced(side, f"{HUB}{repo}/{weights}", True, hub.cached(repo, weights) is not None)
+
+
 def _guarded(file: SuiteFile, make: Any) -> Any:
     """Return what open_clip makes; it takes descriptions at their word, and fails in any way.
 
@@ -129,10 +163,21 @@ def _check_merges(model: Any, file: SuiteFile) -> None:
 
 def _place(file: SuiteFile, called: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return where the base weights are, and what open_clip knows of its tag: mean, std; and the source."""
+    if not _is_tag(file):
+        return file.base, {}
+    repo, weights, known = _of_tag(file, called, config)
+    path = hub.downloaded(repo, weights)
+    return str(path), {**known, "source": str(hub.source(repo, weights))}
+
+
+def _is_tag(file: SuiteFile) -> bool:
+    return not file.base.startswith(HUB) and not Path(file.base).is_absolute()
+
+
+def _of_tag(file: SuiteFile, called: str, config: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Return repository and file of the weights that open_clip has under a tag, and what else it knows of it."""
     import open_clip
 
-    if file.base.startswith(HUB) or Path(file.base).is_absolute():
-        return file.base, {}
     tags = open_clip.list_pretrained_tags_by_model(called)
     if file.base not in tags:
         there = f"Its tags: {', '.join(tags)}." if tags else "It has none: name a file, a folder or hf:ORG/REPO."
@@ -150,8 +195,7 @@ def _place(file: SuiteFile, called: str, config: dict[str, Any]) -> tuple[str, d
         )
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 
-    path = hub.downloaded(repo, HF_SAFE_WEIGHTS_NAME)
-    return str(path), {**known, "source": str(hub.source(repo, HF_SAFE_WEIGHTS_NAME))}
+    return repo, HF_SAFE_WEIGHTS_NAME, known
 
 
 def _check_activation(file: SuiteFile, called: str, config: dict[str, Any], quick: bool) -> None:

@@ -10,14 +10,13 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from mergekit_lite.cache import content_hash
-from mergekit_lite.errors import KitError
 from mergekit_lite.suites.checkpoints.encoders import as_encoder
 from mergekit_lite.suites.checkpoints.opening import HUB, Checkpoint, opened
 from mergekit_lite.suites.clip.half import HalfSuite
 from mergekit_lite.suites.own import models, places, splits
 from mergekit_lite.suites.own.heads import trained_head
 from mergekit_lite.suites.own.schema import SuiteFile
-from mergekit_lite.suites.suite import Lazy, Split, Suite, Which, chosen_tasks
+from mergekit_lite.suites.suite import Lazy, Split, Suite, Which
 from mergekit_lite.workers import cores
 
 HELD_OUT = 20
@@ -71,13 +70,7 @@ class OwnSuite(HalfSuite):
 
     def names(self, which: str | Sequence[str]) -> tuple[str, ...]:
         """Return task names: of a set of the file, such as ``"garden"``, of a text or a list; see `Suite.names`."""
-        if isinstance(which, str) and which in self.file.sets:
-            return tuple(self.file.sets[which])
-        sets = f" Sets: {', '.join(self.file.sets)}." if self.file.sets else ""
-        try:
-            return chosen_tasks(which, tuple(self.tasks), f"Suite '{self.name}'")
-        except KitError as error:
-            raise KitError(f"{error}{sets}") from None
+        return self.file.names(which)
 
     def split(self, task: str, which: Which) -> Split:
         """Return images (N, 3, H, W) and labels (N,) of a split, decoded at first use, then mapped.

@@ -1,13 +1,14 @@
 """What a suite file may say, as types that pydantic checks and editors know through a JSON schema."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mergekit_lite.errors import suggestion
-from mergekit_lite.suites.suite import PREFIXES, Task, check_plain, check_tasks
+from mergekit_lite.errors import KitError, suggestion
+from mergekit_lite.suites.suite import PREFIXES, Task, check_plain, check_tasks, chosen_tasks
 
 
 def _plain(name: str) -> str:
@@ -171,6 +172,20 @@ class SuiteFile(Part):
         ]
         check_tasks(tasks)
         return tasks
+
+    def names(self, which: str | Sequence[str]) -> tuple[str, ...]:
+        """Return task names: of a set of the file, such as ``"garden"``, of a text or a list; see `Suite.names`.
+
+        Raises:
+            KitError: there is no such task or set.
+        """
+        if isinstance(which, str) and which in self.sets:
+            return tuple(self.sets[which])
+        sets = f" Sets: {', '.join(self.sets)}." if self.sets else ""
+        try:
+            return chosen_tasks(which, tuple(self.tasks), f"Suite '{self.name}'")
+        except KitError as error:
+            raise KitError(f"{error}{sets}") from None
 
 
 def json_schema() -> dict[str, Any]:
