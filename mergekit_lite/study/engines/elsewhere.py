@@ -185,7 +185,8 @@ def _check_same(suite: Suite, parcel: Parcel) -> None:
 def _methods(job: Job) -> dict[str, tuple[Path, str] | bytes]:
     """Return how a worker gets the methods of a job that are neither the kit's nor an installed module's."""
     sent: dict[str, tuple[Path, str] | bytes] = {}
-    for name in (job.cell.method, str(job.resolved.parameters.get("start"))):
+    named = (job.resolved.parameters.get(one) for one in ("start", "inside"))
+    for name in (job.cell.method, *map(str, named)):
         with suppress(KitError):
             info = registry.get(name)
             if info.source:
