@@ -28,7 +28,7 @@ from mergekit_lite import cache as cache_module
 from mergekit_lite import study
 from mergekit_lite.cache import intact
 from mergekit_lite.errors import KitError
-from mergekit_lite.study import Cell, computing, grid
+from mergekit_lite.study import Cell, computing, engines
 from mergekit_lite.suites import corruptions, image_files, spatter
 from mergekit_lite.suites.corruptions import CORRUPTIONS, constants, corrupt, corrupt_ahead, corrupted
 
@@ -560,7 +560,7 @@ def test_a_study_corrupts_before_its_cells_run(
         monkeypatch.setattr(cache_module, "file_digest", noted)
         return real(*given)
 
-    monkeypatch.setattr(grid, "compute", watched)
+    monkeypatch.setattr(engines.here, "compute", watched)
     study.run(suite, list(grid_of), workers=1, folder=tmp_path / "records")
     assert [name.partition("-")[0] for name in before[0]] == list(tasks)
     assert kept(cache) == before[0]  # nothing was made that no cell looks at, nor inside of one

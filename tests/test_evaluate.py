@@ -23,7 +23,7 @@ from mergekit_lite.cache import VARIABLE
 from mergekit_lite.errors import KitError
 from mergekit_lite.evaluate import answers, confusing, measuring, models, printed, written
 from mergekit_lite.methods.registry import get
-from mergekit_lite.study import Record, grid
+from mergekit_lite.study import Record, engines
 from mergekit_lite.suites import Suite, load_suite
 from mergekit_lite.suites.clip.transformers_format import to_transformers
 from mergekit_lite.suites.scoring import accuracy
@@ -42,7 +42,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv(VARIABLE, str(folder / "cache"))
         patch.setenv("COLUMNS", "100")
         patch.chdir(folder)
-        for module in (answers, grid):
+        for module in (answers, engines.here):
             patch.setattr(module, "cores", lambda: 1)  # no process is started for so little
         suite = load_suite(str(suite_file), "cpu")
         for scaling in (0.3, 0.6):

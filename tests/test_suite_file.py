@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from own_suite_files import write_suite
 from PIL import Image
+from projects import write_notebook, write_profile
 from typer.testing import CliRunner
 
 from mergekit_lite.cli import app
@@ -329,3 +330,24 @@ def test_doctor_lists_the_tasks_of_a_suite_of_which_nothing_is_fetched_and_asks_
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     offline = " ".join(CliRunner().invoke(app, ["doctor", "birds.yaml"]).output.split())
     assert "To bring it, unset HF_HUB_OFFLINE and run `mergekit-lite fetch birds.yaml`" in offline
+
+
+def test_doctor_of_a_profile_says_what_its_suite_file_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    (tmp_path / "birds.yaml").write_text(UNFETCHED.replace("folder: images", "dataset: somebody/garden"))
+    write_notebook(tmp_path, "one", "1")
+    write_profile(tmp_path, suite="birds.yaml", one={"name": "harbour"})
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, ["doctor", "short"])
+    assert told.exit_code == 0, told.output
+    words = " ".join(told.output.split())
+    assert "harbour: the expert, hf:somebody/harbour@refs/pr/1" in words
+    assert "garden: the expert" not in words  # no notebook is about it
+    assert "To bring it, `mergekit-lite fetch birds.yaml --tasks harbour`" in words
+    assert "Without the base weights no encoder can be timed." in words
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (tmp_path / "profiles" / "short.yaml").unlink()
+    (tmp_path / "profiles").rmdir()
+    assert "mergekit-lite init" in " ".join(CliRunner().invoke(app, ["doctor"]).output.split())

@@ -21,6 +21,11 @@ def only_looking() -> Iterator[None]:
         _commands -= not before
 
 
+def is_only_looking() -> bool:
+    """Return whether it is a command that only looks, and not the user, who keeps off the hub."""
+    return _commands > 0
+
+
 def user_is_offline() -> bool:
     """Return whether the user set HF_HUB_OFFLINE: advice names a variable only to whom has set it."""
     return bool(constants.HF_HUB_OFFLINE) and not _commands

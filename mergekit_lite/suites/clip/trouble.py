@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from mergekit_lite.cache import cache_dir
 from mergekit_lite.errors import KitError
-from mergekit_lite.suites.clip.looking import user_is_offline
+from mergekit_lite.suites.clip.looking import is_only_looking
 from mergekit_lite.suites.words import spelt
 
 Answer = TypeVar("Answer")
@@ -96,7 +96,7 @@ def _reason(error: BaseException) -> tuple[str, str]:
     if numbers & _CLOSED or raised(PermissionError):
         reason = f"the folder {constants.HF_HUB_CACHE} cannot be written to"
         return reason, "Make it writable or set HF_HOME to a folder that is"
-    if raised(OfflineModeIsEnabled) and not user_is_offline():
+    if raised(OfflineModeIsEnabled) and is_only_looking():
         return "it is not here, and nothing is fetched while only looking", f"To bring it, {fetch}"
     if raised(OfflineModeIsEnabled):
         reason = "it is not in the cache, and the hub may not be asked (HF_HUB_OFFLINE is set)"
