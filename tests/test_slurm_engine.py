@@ -181,6 +181,11 @@ def test_no_more_jobs_run_at_once_than_asked(tmp_path: Path) -> None:
     assert max(running) == 1
 
 
+def listening() -> None:
+    """Hear Ctrl-C, which what is started in the background ignores."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.usefixtures("node")
 def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
     code = (
@@ -189,7 +194,9 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
         f"this.study.run(this.fakes.fake_suite(), this.cells(40, log={str(tmp_path / 'log')!r}), "
         f"folder=Path({str(tmp_path / 'records')!r}), engine='slurm local=yes')\n"
     )
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening
+    )
     deadline = time.monotonic() + 60
     while len(lines(tmp_path / "log")) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -273,7 +280,9 @@ def test_an_interrupt_of_a_run_cancels_what_its_notebook_submitted(scheduler: Pa
     write_notebook(root, "one", study_of_many, parameters=None)
     write_profile(root, one={})
     command = [sys.executable, "-c", "from mergekit_lite.cli import app; app()", "run", "short", "--engine", "slurm"]
-    run = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listening
+    )
     deadline = time.monotonic() + 60
     while len(lines(log)) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
