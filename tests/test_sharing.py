@@ -1,6 +1,7 @@
 """Several runs share a grid: each cell is computed once, but for what a killed one had under way."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -14,53 +15,83 @@ from mergekit_lite import study
 from mergekit_lite.study import Cell
 
 TASKS = ("digits", "signs")
+# Each run imports and computes something of its own first, and says so: else the slowest to start finds nothing left.
 SCRIPT = """
 import sys
+import tempfile
 from pathlib import Path
 import fakes
 from mergekit_lite import study
 from test_sharing import cells
-study.run(fakes.fake_suite(), cells(sys.argv[2]), workers=1, folder=Path(sys.argv[1]))
+folder, log, number, seconds = sys.argv[1:]
+with tempfile.TemporaryDirectory() as own:
+    study.run(fakes.fake_suite(), cells("", 1, 0), workers=1, folder=Path(own))
+print("ready", flush=True)
+sys.stdin.readline()
+study.run(fakes.fake_suite(), cells(log, int(number), float(seconds)), workers=1, folder=Path(folder))
 """
 
 
-def cells(log: str) -> dict[int, Cell]:
-    """Return 18 cells of 0.2 s, each with its own line in the log."""
+def cells(log: str, number: int = 24, seconds: float = 0.2) -> dict[int, Cell]:
+    """Return cells that take about `seconds`, each with its own line in the log."""
     return {
-        number: Cell(
-            method="slow_average", parameters={"seconds": 0.2 + number / 10**4, "log": log}, pool=TASKS, evaluate=TASKS
+        one: Cell(
+            method="slow_average", parameters={"seconds": seconds + one / 10**4, "log": log}, pool=TASKS, evaluate=TASKS
         )
-        for number in range(18)
+        for one in range(number)
     }
+
+
+def ready(runs: int, folder: Path, log: Path, locks: str, number: int, seconds: float) -> list[subprocess.Popen[str]]:
+    """Start processes that share `folder`, and return them when each waits for a line to begin."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MERGEKIT_LITE_LOCKS": locks}
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(log), str(number), str(seconds)]
+    pipe = subprocess.PIPE
+    started = [subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) for _ in range(runs)]
+    for one in started:
+        assert one.stdout
+        while (line := one.stdout.readline()) != "ready\n":
+            assert line, "it ended before it was ready"
+    return started
+
+
+def begin(run: subprocess.Popen[str]) -> None:
+    assert run.stdin
+    run.stdin.write("\n")
+    run.stdin.close()
+
+
+def lines(log: Path) -> list[list[str]]:
+    """Return who computed what, in the order in which it was begun."""
+    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
 
 @pytest.mark.parametrize("locks", ["", "lease"])
 def test_three_runs_of_which_one_is_killed_compute_each_cell_once_but_for_its_own(tmp_path: Path, locks: str) -> None:
     log, there = tmp_path / "log", tmp_path / "there"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MERGEKIT_LITE_LOCKS": locks}
-    runs = []
-    for pause in (0.0, 0.17, 0.4):
-        time.sleep(pause)
-        runs.append(subprocess.Popen([sys.executable, "-c", SCRIPT, there, log], env=environment))
-    victim = str(runs[1].pid)
-    deadline = time.monotonic() + 60
-    while not [line for line in lines(log) if line[0] == victim] and time.monotonic() < deadline:
+    runs = ready(3, there, log, locks, 24, 0.2)
+    names = [str(one.pid) for one in runs]
+    for one in runs:
+        time.sleep(random.uniform(0, 0.3))
+        begin(one)
+    deadline = time.monotonic() + 20
+    while {who for who, _ in lines(log)} != set(names):
+        assert time.monotonic() < deadline, f"not all of {names} computed: {lines(log)}"
         time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.3))
     runs[1].kill()
-    assert [one.wait(60) for one in runs] == [0, -9, 0]
+    assert [one.wait(40) for one in runs] == [0, -9, 0]
+    computed = lines(log)
 
-    plain = study.run(fakes.fake_suite(), cells(str(log)), workers=1, folder=tmp_path / "plain")
     shared = study.run(fakes.fake_suite(), cells(str(log)), workers=1, folder=there)
+    assert lines(log) == computed  # all records were there
+    plain = study.run(fakes.fake_suite(), cells(str(log)), folder=tmp_path / "plain")
     assert {name: (one.key, one.accuracy) for name, one in shared.items()} == {
         name: (one.key, one.accuracy) for name, one in plain.items()
     }
-    times = Counter(seconds for _, seconds in lines(log)[: -len(plain)])  # the last lines are of the plain run
-    assert len(times) == 18
-    again = sum(times.values()) - 18
-    assert again <= 1
-    assert {who for who, _ in lines(log)} == {*(str(one.pid) for one in runs), str(os.getpid())}
+    times = Counter(seconds for _, seconds in computed)
+    assert len(times) == 24
+    last = [seconds for who, seconds in computed if who == names[1]][-1]
+    assert [seconds for seconds, count in times.items() if count > 1] in ([], [last])
+    assert times[last] <= 2
     assert not [one.name for one in there.iterdir() if one.suffix not in (".json", ".lock")]
-
-
-def lines(log: Path) -> list[list[str]]:
-    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
