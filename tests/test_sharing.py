@@ -32,7 +32,7 @@ study.run(fakes.fake_suite(), cells(log, int(number), float(seconds)), workers=1
 """
 
 
-def cells(log: str, number: int = 24, seconds: float = 0.2) -> dict[int, Cell]:
+def cells(log: str, number: int = 24, seconds: float = 0.15) -> dict[int, Cell]:
     """Return cells that take about `seconds`, each with its own line in the log."""
     return {
         one: Cell(
@@ -69,23 +69,23 @@ def lines(log: Path) -> list[list[str]]:
 @pytest.mark.parametrize("locks", ["", "lease"])
 def test_three_runs_of_which_one_is_killed_compute_each_cell_once_but_for_its_own(tmp_path: Path, locks: str) -> None:
     log, there = tmp_path / "log", tmp_path / "there"
-    runs = ready(3, there, log, locks, 24, 0.2)
+    runs = ready(3, there, log, locks, 24, 0.15)
     names = [str(one.pid) for one in runs]
     for one in runs:
-        time.sleep(random.uniform(0, 0.3))
+        time.sleep(random.uniform(0, 0.2))
         begin(one)
     deadline = time.monotonic() + 20
     while {who for who, _ in lines(log)} != set(names):
         assert time.monotonic() < deadline, f"not all of {names} computed: {lines(log)}"
         time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.3))
+    time.sleep(random.uniform(0, 0.2))
     runs[1].kill()
     assert [one.wait(40) for one in runs] == [0, -9, 0]
     computed = lines(log)
 
     shared = study.run(fakes.fake_suite(), cells(str(log)), workers=1, folder=there)
     assert lines(log) == computed  # all records were there
-    plain = study.run(fakes.fake_suite(), cells(str(log)), folder=tmp_path / "plain")
+    plain = study.run(fakes.fake_suite(), cells(str(log)), workers=1, folder=tmp_path / "plain")
     assert {name: (one.key, one.accuracy) for name, one in shared.items()} == {
         name: (one.key, one.accuracy) for name, one in plain.items()
     }
